@@ -1,0 +1,3 @@
+"""mmray: train and tune multimodal models at scale with Ray."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,147 @@
+"""The command line: parse, load, call. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmray import __version__
+
+
+def main() -> None:
+    """Entry point: wrong input ends with its message and status 1, not with a stack trace."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except (ValueError, FloatingPointError, OSError) as error:
+        if "-v" in sys.argv or "--verbose" in sys.argv:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mmray")
+def cli() -> None:
+    """Train and tune multimodal models at scale with Ray: one YAML file from corpus to report."""
+
+
+def _with_run(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments that every verb over a run file takes."""
+    overrides = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key: train.epochs=3."
+    )
+    path = click.argument("run_file", metavar="RUN.yaml", type=click.Path(path_type=Path))
+    return path(overrides(_verbose(command)))
+
+
+def _verbose(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("-v", "--verbose", is_flag=True, help="Let Ray speak, and show stack traces.")(command)
+
+
+@cli.command()
+@_with_run
+def prepare(run_file: Path, overrides: tuple[str, ...], verbose: bool) -> None:
+    """Turn the corpus of a run into a prepared dataset (Parquet), on Ray Data."""
+    from mmray import config
+    from mmray.on_ray.prepare import prepare as prepare_run
+
+    prepare_run(config.load(run_file, overrides), verbose)
+
+
+@cli.command()
+@_with_run
+def train(run_file: Path, overrides: tuple[str, ...], verbose: bool) -> None:
+    """Train a run on Ray Train, or go on with it. Prepares the dataset first if need be."""
+    from mmray import config
+    from mmray.on_ray.train import train as train_run
+
+    train_run(config.load(run_file, overrides), verbose)
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--split", default="test", show_default=True, help="Split of the prepared dataset.")
+@click.option("--input", "source", metavar="PATH", help="Predict these files instead of a split.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Also write the challenge's CSV here.")
+@_verbose
+def predict(run_dir: Path, split: str, source: str | None, csv_path: Path | None, verbose: bool) -> None:
+    """Predict a split, or new files, with the best checkpoint of a run folder."""
+    from mmray import predictions
+    from mmray.console import say
+    from mmray.on_ray.predict import predict as predict_run
+
+    folder = predict_run(run_dir, split, source, verbose)
+    if csv_path:
+        say(f"wrote {predictions.write_challenge_csv(folder, csv_path):,} rows to {csv_path}")
+
+
+@cli.command()
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--split", default="test", show_default=True)
+@_verbose
+def evaluate(run_dirs: tuple[Path, ...], split: str, verbose: bool) -> None:
+    """Score runs on a split: GAP, mAP, Hit@1, PERR, every class, and the label-prior baseline."""
+    from mmray.console import say
+    from mmray.evaluation import evaluate as evaluate_run
+    from mmray.on_ray.predict import predict as predict_run
+
+    for run_dir in run_dirs:
+        predict_run(run_dir, split, verbose=verbose)
+        result = evaluate_run(run_dir, split)
+        rows = {run_dir.name: result["metrics"]} | {f"  baseline: {k}": v for k, v in result["baselines"].items()}
+        for name, metrics in rows.items():
+            say(f"{name:<32} {split}  " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+
+
+@cli.command()
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the page; default: report/ in the first run.")
+def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one self-contained HTML page over runs, and its pictures beside it."""
+    from mmray.console import say
+    from mmray.reporting.page import write_report
+
+    say(f"open {write_report(list(run_dirs), out or run_dirs[0] / 'report')}")
+
+
+@cli.group("synth")
+def synth_group() -> None:
+    """Make a synthetic corpus in a real one's own format."""
+
+
+@cli.group("data")
+def data_group() -> None:
+    """Look at corpora."""
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Look at run files."""
+
+
+@config_group.command("show")
+@_with_run
+def config_show(run_file: Path, overrides: tuple[str, ...], verbose: bool) -> None:
+    """Print a run with every key resolved."""
+    from mmray import config
+
+    click.echo(config.load(run_file, overrides).to_yaml(), nl=False)
+
+
+@config_group.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of run files, for editors."""
+    import json
+
+    from mmray import config
+
+    click.echo(json.dumps(config.json_schema(), indent=2))

@@ -1,0 +1,61 @@
+"""From stored predictions to `evaluation/<split>.json`: metrics, baselines and every class."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmray import predictions
+from mmray.files import write_json
+from mmray.metrics.ranking import RankingMetrics, label_prior_scores
+from mmray.metrics.top_k import top_k
+from mmray.prepared import ragged_column
+from mmray.schema import DatasetInfo
+from mmray.training.run_folder import read_info
+
+
+def evaluate(run_dir: Path, split: str) -> dict[str, Any]:
+    """Score the predictions of a run for `split` and write `evaluation/<split>.json`; return its content.
+
+    ValueError where there are no predictions, or they have no labels.
+    """
+    folder = run_dir / "predictions" / split
+    stored, info = predictions.read_info(folder), read_info(run_dir)
+    metrics = predictions.ranking_metrics(folder)
+    result = {
+        "split": split,
+        "checkpoint": f"checkpoints/step-{stored.step:08d}",
+        "rows": metrics.num_videos,
+        "metrics": metrics.compute(),
+        "baselines": {"prior": prior_metrics(folder, info).compute()},
+        "per_class": _per_class(metrics, info),
+    }
+    if metrics.num_videos != stored.rows:
+        raise ValueError(f"{folder} should hold {stored.rows:,} rows and holds {metrics.num_videos:,}; predict again")
+    write_json(run_dir / "evaluation" / f"{split}.json", result)
+    return result
+
+
+def prior_metrics(folder: Path, info: DatasetInfo) -> RankingMetrics:
+    """Metrics of the label prior: for every row, each class's frequency in the training split."""
+    train = info.split("train")
+    prior = label_prior_scores(train.label_counts or [0] * len(info.class_names), train.rows)
+    metrics = RankingMetrics(len(prior))
+    classes, scores = top_k(prior[None], metrics.k)
+    for table in predictions.read_batches(folder):
+        shape = (table.num_rows, metrics.k)
+        labels = ragged_column(table, "labels")
+        metrics.update_top_k(np.broadcast_to(classes, shape), np.broadcast_to(scores, shape), labels)
+    return metrics
+
+
+def _per_class(metrics: RankingMetrics, info: DatasetInfo) -> list[dict[str, Any]]:
+    train_counts = info.split("train").label_counts or [0] * len(info.class_names)
+    rows = zip(info.class_names, train_counts, metrics.label_counts.tolist(), metrics.per_class_ap(), strict=True)
+    return [
+        {"class": c, "name": name, "train_count": seen, "count": count, "ap": None if math.isnan(ap) else float(ap)}
+        for c, (name, seen, count, ap) in enumerate(rows)
+    ]

@@ -1,0 +1,529 @@
+"""From the bytes of many TFRecord frames straight to columns: the compiled half of `mmray.features.tfrecord`.
+
+A frame is: uint64 length, uint32 masked CRC-32C of those 8 bytes, the record, uint32 masked CRC-32C of the record.
+A record is a protobuf message of one of two kinds, told apart by field 2 only:
+
+    Example         { Features features = 1 }
+    SequenceExample { Features context  = 1;  FeatureLists feature_lists = 2 }
+    Features        { map<string, Feature>     feature      = 1 }      map<K, V> is repeated { K key = 1; V value = 2 }
+    FeatureLists    { map<string, FeatureList> feature_list = 1 }
+    FeatureList     { repeated Feature feature = 1 }
+    Feature         { oneof { BytesList = 1; FloatList = 2; Int64List = 3 } }, each list { repeated value = 1 }
+
+Merging is protobuf's: of map entries with one key the last counts; parts of one list are joined; another member of the
+oneof discards what came before; packed and unpacked numbers mix; unknown fields are skipped. So a record is walked
+twice: once from entry to entry, noting the last one of each wanted name, then through those entries.
+
+No byte outside `[start, stop)` of the buffer is read, whatever a length says. Each function gives a status; a record that
+is not `OK` writes nothing that counts, and `detail` says what was wrong with which feature.
+Wire format: https://protobuf.dev/programming-guides/encoding
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mmray.features.crc32c import compiled, copy_bytes, load_u32, load_u64, masked_crc32c
+
+HEADER_BYTES = 12  # length and its checksum
+FRAME_BYTES = 16  # a frame without its record
+MAX_RECORD_BYTES = 1 << 28  # a longer record is a damaged length: the longest real one has less than a mebibyte
+MAX_GROUP_DEPTH = 100  # protobuf's own limit
+
+# Why `read_records` came back, in order: nothing wrong; framing; the record. `detail` is (feature, index, value).
+OK, NEED_BYTES, BATCH_FULL = 0, 1, 2
+BAD_LENGTH_CRC, ABSURD_LENGTH, BAD_DATA_CRC = 10, 11, 12
+MALFORMED, IS_SEQUENCE_EXAMPLE, NO_ID, MISSING, WRONG_KIND = 20, 21, 22, 23, 24
+NUM_VALUES, BAD_UTF8, BAD_LABEL, BAD_FLOAT, FRAME_BYTES_WRONG, FRAME_COUNT = 25, 26, 27, 28, 29, 30
+
+# Tags: field number << 3 | wire type.
+VARINT_1, BYTES_1, BYTES_2, BYTES_3, FIXED32_1 = 1 << 3, 1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2, 1 << 3 | 5
+BYTES_LIST, FLOAT_LIST, INT64_LIST = BYTES_1, BYTES_2, BYTES_3
+BAD_TAG = -1
+
+
+class Plan(NamedTuple):
+    """What to read. A *slot* is a wanted name: first the names an id may have, then the labels', vectors, frame lists."""
+
+    names: np.ndarray  # uint8: all names, end to end
+    name_ends: np.ndarray  # int64, a slot each
+    sizes: np.ndarray  # int64, a slot each: floats of a vector, bytes of a frame, else 0
+    num_id_names: int
+    num_context: int  # slots that stand in field 1 of a record; the others in field 2
+    num_classes: int
+    max_frames: int  # frames kept of a record
+    max_float_bits: int  # bits of the largest float32 allowed; beyond it also infinities and NaN
+
+
+class Columns(NamedTuple):
+    """Where rows go. Each slot's rows stand together, from element `bases[slot]` on."""
+
+    id_bytes: np.ndarray  # uint8
+    id_offsets: np.ndarray  # int32 (rows + 1,)
+    labels: np.ndarray  # int32
+    label_offsets: np.ndarray  # int32 (rows + 1,)
+    vectors: np.ndarray  # uint32: the bits of float32
+    frames: np.ndarray  # uint8
+    frame_offsets: np.ndarray  # int64 (rows + 1,), in frames
+    bases: np.ndarray  # int64, a slot each
+    max_frames: int  # room for so many frames in all
+
+
+class Scratch(NamedTuple):
+    """Memory of the parser between calls."""
+
+    entries: np.ndarray  # int64 (slots, 2): start and stop of the map entry that counts; start -1: there is none
+    label_seen: np.ndarray  # int64 (num_classes,): the list that a label was last seen in
+    num_lists: np.ndarray  # int64 (1,): label lists so far
+    span: np.ndarray  # int64 (2,): start and stop of the last bytes value
+    detail: np.ndarray  # int64 (3,): feature (slot), index, value
+
+
+@compiled
+def read_varint(buffer: np.ndarray, i: int, stop: int) -> tuple[np.uint64, int]:
+    """The number at byte i and the position after it; position -1 when it passes `stop` or ten bytes."""
+    value = np.uint64(0)
+    shift = np.uint64(0)
+    while i < stop and shift < np.uint64(70):
+        byte = np.uint64(buffer[i])
+        i += 1
+        value |= (byte & np.uint64(0x7F)) << shift
+        if byte < np.uint64(0x80):
+            return value, i
+        shift += np.uint64(7)
+    return value, -1
+
+
+@compiled
+def read_tag(buffer: np.ndarray, i: int, stop: int) -> tuple[int, int, int]:
+    """The tag at byte i, start and stop of its payload (none for the marks of a group); `BAD_TAG` when malformed."""
+    number, start = read_varint(buffer, i, stop)
+    if start < 0 or start - i > 5 or number >> np.uint64(32) or number < np.uint64(8):
+        return BAD_TAG, 0, 0
+    tag = np.int64(number)
+    wire_type = tag & 7
+    if wire_type == 2:
+        length, start = read_varint(buffer, start, stop)
+        if start < 0 or length > np.uint64(stop - start):
+            return BAD_TAG, 0, 0
+        return tag, start, start + np.int64(length)
+    if wire_type == 0:
+        _, end = read_varint(buffer, start, stop)
+        return (tag, start, end) if end >= 0 else (BAD_TAG, 0, 0)
+    if wire_type == 3 or wire_type == 4:
+        return tag, start, start
+    size = 4 if wire_type == 5 else 8
+    if wire_type > 5 or stop - start < size:
+        return BAD_TAG, 0, 0
+    return tag, start, start + size
+
+
+@compiled
+def skip_group(buffer: np.ndarray, i: int, stop: int, tag: int) -> int:
+    """The position after the group whose start mark, `tag`, ends at byte i; -1 when it is malformed."""
+    open_fields = np.empty(MAX_GROUP_DEPTH, np.int64)
+    open_fields[0] = tag >> 3
+    depth = 1
+    while depth > 0:
+        tag, _, i = read_tag(buffer, i, stop)
+        if tag == BAD_TAG:
+            return -1
+        if tag & 7 == 3:
+            if depth == MAX_GROUP_DEPTH:
+                return -1
+            open_fields[depth] = tag >> 3
+            depth += 1
+        elif tag & 7 == 4:
+            depth -= 1
+            if open_fields[depth] != tag >> 3:
+                return -1
+    return i
+
+
+@compiled
+def next_field(buffer: np.ndarray, i: int, stop: int) -> tuple[int, int, int]:
+    """The field at byte i of a message that ends at `stop`: tag, start and stop of the payload. The next field follows it.
+
+    `BAD_TAG` when the message is malformed there.
+    """
+    tag, start, end = read_tag(buffer, i, stop)
+    if tag & 7 == 3 and tag != BAD_TAG:
+        end = skip_group(buffer, end, stop, tag)
+        return (tag, start, end) if end >= 0 else (BAD_TAG, 0, 0)
+    if tag & 7 == 4:
+        return BAD_TAG, 0, 0
+    return tag, start, end
+
+
+@compiled
+def find_slot(buffer: np.ndarray, start: int, stop: int, plan: Plan, first: int, last: int) -> int:
+    """Which of the slots from `first` up to but without `last` is named `buffer[start:stop]`; -1 for none."""
+    for slot in range(first, last):
+        name = plan.name_ends[slot - 1] if slot > 0 else 0
+        if plan.name_ends[slot] - name == stop - start:
+            i = start
+            while i < stop and buffer[i] == plan.names[name + i - start]:
+                i += 1
+            if i == stop:
+                return slot
+    return -1
+
+
+@compiled
+def find_entries(
+    buffer: np.ndarray, start: int, stop: int, plan: Plan, first: int, last: int, entries: np.ndarray
+) -> int:
+    """Note the last entry of each wanted name in a map (Features or FeatureLists)."""
+    i = start
+    while i < stop:
+        tag, entry, i = next_field(buffer, i, stop)
+        if tag == BAD_TAG:
+            return MALFORMED
+        if tag != BYTES_1:
+            continue
+        name_start, name_stop = entry, entry
+        j = entry
+        while j < i:
+            tag, part, j = next_field(buffer, j, i)
+            if tag == BAD_TAG:
+                return MALFORMED
+            if tag == BYTES_1:
+                name_start, name_stop = part, j
+        slot = find_slot(buffer, name_start, name_stop, plan, first, last)
+        if slot >= 0:
+            entries[slot, 0], entries[slot, 1] = entry, i
+    return OK
+
+
+@compiled
+def copy_floats(buffer: np.ndarray, start: int, count: int, vectors: np.ndarray, at: int) -> np.uint32:
+    """Copy float32 values; the largest magnitude as bits, which order as magnitudes do, infinity and NaN last."""
+    largest = np.uint32(0)
+    target = vectors[at : at + count]
+    for k in range(count):
+        bits = load_u32(buffer, start + 4 * k)
+        target[k] = bits
+        largest = max(largest, np.uint32(bits & np.uint32(0x7FFFFFFF)))
+    return largest
+
+
+@compiled
+def read_floats(
+    buffer: np.ndarray, start: int, stop: int, count: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+) -> tuple[int, int]:
+    """Append a part of a FloatList to the `count` values that this row of the slot has; those too many are only counted."""
+    size = plan.sizes[slot]
+    base = columns.bases[slot] + row * size
+    i = start
+    while i < stop:
+        tag, first, i = next_field(buffer, i, stop)
+        if tag == BAD_TAG or (tag == BYTES_1 and (i - first) & 3):
+            return MALFORMED, count
+        if tag != BYTES_1 and tag != FIXED32_1:
+            continue
+        kept = max(0, min((i - first) // 4, size - count))
+        if copy_floats(buffer, first, kept, columns.vectors, base + count) > plan.max_float_bits:
+            for k in range(kept):
+                bits = np.int64(columns.vectors[base + count + k])
+                if bits & 0x7FFFFFFF > plan.max_float_bits:
+                    scratch.detail[:] = (slot, count + k, bits)
+                    return BAD_FLOAT, count
+        count += (i - first) // 4
+    return OK, count
+
+
+@compiled
+def read_labels(
+    buffer: np.ndarray, start: int, stop: int, count: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+) -> tuple[int, int]:
+    """Append a part of an Int64List to the `count` distinct labels that this row has."""
+    base = columns.label_offsets[row]
+    i = start
+    while i < stop:
+        tag, j, i = next_field(buffer, i, stop)
+        if tag == BAD_TAG:
+            return MALFORMED, count
+        if tag != BYTES_1 and tag != VARINT_1:
+            continue
+        while j < i:
+            value, j = read_varint(buffer, j, i)
+            if j < 0:
+                return MALFORMED, count
+            label = np.int64(value)
+            if label < 0 or label >= plan.num_classes:
+                scratch.detail[:] = (plan.num_id_names, count, label)
+                return BAD_LABEL, count
+            if scratch.label_seen[label] == scratch.num_lists[0]:
+                continue
+            scratch.label_seen[label] = scratch.num_lists[0]
+            if base + count == len(columns.labels):
+                return BATCH_FULL, count
+            columns.labels[base + count] = label
+            count += 1
+    return OK, count
+
+
+@compiled
+def read_bytes(buffer: np.ndarray, start: int, stop: int, count: int, scratch: Scratch) -> tuple[int, int]:
+    """Add the values in a part of a BytesList to `count`, and note where the last one stands."""
+    i = start
+    while i < stop:
+        tag, first, i = next_field(buffer, i, stop)
+        if tag == BAD_TAG:
+            return MALFORMED, count
+        if tag == BYTES_1:
+            scratch.span[0], scratch.span[1] = first, i
+            count += 1
+    return OK, count
+
+
+@compiled
+def read_feature(
+    buffer: np.ndarray, start: int, stop: int, kind: int, count: int,
+    wanted: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Merge a Feature into one that so far is a list of `kind` with `count` values (0, 0: nothing yet).
+
+    Gives the status, the kind and the count. Only a list of the `wanted` kind is looked into.
+    """
+    i = start
+    while i < stop:
+        tag, part, i = next_field(buffer, i, stop)
+        if tag == BAD_TAG:
+            return MALFORMED, kind, count
+        if tag != BYTES_LIST and tag != FLOAT_LIST and tag != INT64_LIST:
+            continue
+        if tag != kind:
+            kind, count = tag, 0
+            scratch.num_lists[0] += 1
+        status = OK
+        if tag != wanted:
+            continue
+        if tag == FLOAT_LIST:
+            status, count = read_floats(buffer, part, i, count, slot, row, plan, columns, scratch)
+        elif tag == INT64_LIST:
+            status, count = read_labels(buffer, part, i, count, row, plan, columns, scratch)
+        else:
+            status, count = read_bytes(buffer, part, i, count, scratch)
+        if status != OK:
+            return status, kind, count
+    return OK, kind, count
+
+
+@compiled
+def read_entry(
+    buffer: np.ndarray, wanted: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+) -> tuple[int, int]:
+    """Read the Feature in the slot's map entry: status, number of values. A Feature that is no list at all has none."""
+    kind, count = 0, 0
+    i, stop = scratch.entries[slot, 0], scratch.entries[slot, 1]
+    while i < stop:
+        tag, start, i = next_field(buffer, i, stop)
+        if tag == BAD_TAG:
+            return MALFORMED, 0
+        if tag == BYTES_2:
+            status, kind, count = read_feature(
+                buffer, start, i, kind, count, wanted, slot, row, plan, columns, scratch
+            )
+            if status != OK:
+                return status, 0
+    if kind != wanted and kind != 0:
+        scratch.detail[:] = (slot, 0, kind)
+        return WRONG_KIND, 0
+    return OK, count
+
+
+@compiled
+def read_frames(
+    buffer: np.ndarray, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+) -> tuple[int, int]:
+    """Read the FeatureList in the slot's map entry: status, number of frames, also of those beyond `plan.max_frames`."""
+    size = plan.sizes[slot]
+    first_frame = columns.frame_offsets[row]
+    count = 0
+    i, stop = scratch.entries[slot, 0], scratch.entries[slot, 1]
+    while i < stop:
+        tag, j, i = next_field(buffer, i, stop)
+        if tag == BAD_TAG:
+            return MALFORMED, count
+        if tag != BYTES_2:
+            continue
+        while j < i:
+            tag, start, j = next_field(buffer, j, i)
+            if tag == BAD_TAG:
+                return MALFORMED, count
+            if tag != BYTES_1:
+                continue
+            status, kind, num_values = read_feature(
+                buffer, start, j, 0, 0, BYTES_LIST, slot, row, plan, columns, scratch
+            )
+            if status != OK:
+                return status, count
+            if kind != BYTES_LIST or num_values != 1:
+                scratch.detail[:] = (slot, count, num_values if kind == BYTES_LIST else -kind)
+                return WRONG_KIND, count
+            frame, num_bytes = scratch.span[0], scratch.span[1] - scratch.span[0]
+            if num_bytes != size:
+                scratch.detail[:] = (slot, count, num_bytes)
+                return FRAME_BYTES_WRONG, count
+            if count < plan.max_frames:
+                if first_frame + count == columns.max_frames:
+                    return BATCH_FULL, count
+                at = columns.bases[slot] + (first_frame + count) * size
+                copy_bytes(columns.frames, at, buffer, frame, size)
+            count += 1
+    return OK, count
+
+
+@compiled
+def is_utf8(buffer: np.ndarray, start: int, stop: int) -> bool:
+    """Whether `buffer[start:stop]` is UTF-8: shortest forms only, no surrogates (Unicode 15, table 3-7)."""
+    i = start
+    while i < stop:
+        lead = buffer[i]
+        i += 1
+        if lead < 0x80:
+            continue
+        if lead < 0xC2 or lead > 0xF4:
+            return False
+        num_more = 1 if lead < 0xE0 else 2 if lead < 0xF0 else 3
+        if num_more > stop - i:
+            return False
+        low = 0xA0 if lead == 0xE0 else 0x90 if lead == 0xF0 else 0x80
+        high = 0x9F if lead == 0xED else 0x8F if lead == 0xF4 else 0xBF
+        if buffer[i] < low or buffer[i] > high:
+            return False
+        for k in range(i + 1, i + num_more):
+            if buffer[k] & 0xC0 != 0x80:
+                return False
+        i += num_more
+    return True
+
+
+@compiled
+def read_id(buffer: np.ndarray, row: int, plan: Plan, columns: Columns, scratch: Scratch) -> int:
+    """Read the id: exactly one non-empty bytes value under the first of its names that the record has."""
+    slot = 0
+    while slot < plan.num_id_names and scratch.entries[slot, 0] < 0:
+        slot += 1
+    if slot == plan.num_id_names:
+        return NO_ID
+    status, count = read_entry(buffer, BYTES_LIST, slot, row, plan, columns, scratch)
+    if status != OK:
+        return status
+    scratch.detail[:] = (slot, 0, count)
+    start, stop = scratch.span[0], scratch.span[1]
+    if count != 1 or start == stop:
+        return NUM_VALUES
+    if not is_utf8(buffer, start, stop):
+        return BAD_UTF8
+    at = columns.id_offsets[row]
+    if stop - start > len(columns.id_bytes) - at:
+        return BATCH_FULL
+    copy_bytes(columns.id_bytes, at, buffer, start, stop - start)
+    columns.id_offsets[row + 1] = at + stop - start
+    return OK
+
+
+@compiled
+def read_record(
+    buffer: np.ndarray, start: int, stop: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+) -> int:
+    """Parse one record into row `row`."""
+    entries = scratch.entries
+    num_slots = len(plan.sizes)
+    entries[:, 0] = -1
+    i = start
+    while i < stop:
+        tag, first, i = next_field(buffer, i, stop)
+        status = OK
+        if tag == BAD_TAG:
+            status = MALFORMED
+        elif tag == BYTES_1:
+            status = find_entries(buffer, first, i, plan, 0, plan.num_context, entries)
+        elif tag == BYTES_2 and plan.num_context < num_slots:
+            status = find_entries(buffer, first, i, plan, plan.num_context, num_slots, entries)
+        elif tag == BYTES_2 and first < i:
+            status = IS_SEQUENCE_EXAMPLE
+        if status != OK:
+            return status
+
+    status = read_id(buffer, row, plan, columns, scratch)
+    if status != OK:
+        return status
+
+    labels = plan.num_id_names
+    count = 0
+    if entries[labels, 0] >= 0:  # test shards have none
+        status, count = read_entry(buffer, INT64_LIST, labels, row, plan, columns, scratch)
+        if status != OK:
+            return status
+    columns.label_offsets[row + 1] = columns.label_offsets[row] + count
+
+    num_frames = -1
+    for slot in range(labels + 1, num_slots):
+        if entries[slot, 0] < 0:
+            scratch.detail[:] = (slot, 0, 0)
+            return MISSING
+        if slot < plan.num_context:
+            status, count = read_entry(buffer, FLOAT_LIST, slot, row, plan, columns, scratch)
+            if status == OK and count != plan.sizes[slot]:
+                scratch.detail[:] = (slot, 0, count)
+                status = NUM_VALUES
+        else:
+            status, count = read_frames(buffer, slot, row, plan, columns, scratch)
+            if status == OK and (count == 0 or (num_frames >= 0 and count != num_frames)):
+                scratch.detail[:] = (slot, num_frames, count)
+                status = FRAME_COUNT
+            num_frames = count
+        if status != OK:
+            return status
+    columns.frame_offsets[row + 1] = columns.frame_offsets[row] + max(0, min(num_frames, plan.max_frames))
+    return OK
+
+
+@compiled
+def read_records(
+    buffer: np.ndarray, start: int, stop: int, verify_crc: bool, row: int, plan: Plan, columns: Columns, scratch: Scratch
+) -> tuple[int, int, int]:
+    """Parse the frames of `buffer[start:stop]` into the rows from `row` on, until something must be decided.
+
+    Returns the status, the position of the frame that it is about, and the number of rows that now stand:
+    `NEED_BYTES`: the frame there is not complete in the buffer; `BATCH_FULL`: no room for it; else what is wrong with it.
+    """
+    i = start
+    while True:
+        if row + 1 == len(columns.id_offsets):
+            return BATCH_FULL, i, row
+        if stop - i < HEADER_BYTES:
+            return NEED_BYTES, i, row
+        if verify_crc and masked_crc32c(buffer, i, i + 8) != load_u32(buffer, i + 8):
+            return BAD_LENGTH_CRC, i, row
+        length = load_u64(buffer, i)
+        if length > np.uint64(MAX_RECORD_BYTES):
+            return ABSURD_LENGTH, i, row
+        record = i + HEADER_BYTES
+        end = record + np.int64(length)
+        if stop - end < 4:
+            return NEED_BYTES, i, row
+        if verify_crc and masked_crc32c(buffer, record, end) != load_u32(buffer, end):
+            return BAD_DATA_CRC, i, row
+        status = read_record(buffer, record, end, row, plan, columns, scratch)
+        if status != OK:
+            return status, i, row
+        i = end + 4
+        row += 1
+
+
+@compiled
+def find_header(buffer: np.ndarray, start: int, stop: int) -> int:
+    """The first position from `start` on where a frame's header could stand: its length is sane and has the right checksum.
+
+    Without one, the first position whose header would not be complete.
+    """
+    for i in range(start, stop - HEADER_BYTES + 1):
+        if load_u64(buffer, i) <= np.uint64(MAX_RECORD_BYTES) and masked_crc32c(buffer, i, i + 8) == load_u32(buffer, i + 8):
+            return i
+    return max(start, stop - HEADER_BYTES + 1)

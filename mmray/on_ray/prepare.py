@@ -1,0 +1,58 @@
+"""`mmray prepare`: the parts of a corpus as Ray Data tasks, wherever the cluster has a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmray import config, preparation
+from mmray.console import progress, say
+from mmray.on_ray import runtime
+from mmray.prepared import read_info
+from mmray.preparation import BadInputError, Part, PartNote
+
+
+def prepare(run: config.Run, verbose: bool = False) -> Path:
+    """Make the prepared dataset of a run unless it exists; return its folder.
+
+    What an interrupted preparation finished is kept. Raises BadInputError for input that the run does not allow.
+    """
+    plan = preparation.plan(run)
+    if (plan.folder / "dataset.json").exists():
+        info = read_info(plan.folder)
+        say(f"prepared dataset {plan.folder} is there: {info.rows_out:,} rows")
+        return plan.folder
+    runtime.start(verbose)
+    notes = _write_parts(run, plan)
+    info = preparation.publish(plan, notes)
+    rows = ", ".join(f"{name} {split.rows:,}" for name, split in info.splits.items())
+    say(f"prepared {plan.folder}: {info.rows_in:,} rows in, {info.rows_out:,} out, {info.rejected:,} rejected ({rows})")
+    return plan.folder
+
+
+def _write_parts(run: config.Run, plan: preparation.Plan) -> list[PartNote]:
+    import ray
+
+    values, parts, folder = run.to_dict(), plan.parts, plan.aside.absolute()
+
+    def write(row: dict[str, Any]) -> dict[str, Any]:
+        part: Part = parts[row["part"]]
+        try:
+            note = preparation.write_part(config.from_dict(values), part, folder)
+        except BadInputError as error:  # an answer, not a failure of the task: no retry, no stack trace
+            return {"part": part.index, "note": "", "bad": str(error)}
+        return {"part": part.index, "note": note.model_dump_json(), "bad": ""}
+
+    data = ray.data.from_items([{"part": p.index} for p in parts], override_num_blocks=len(parts)).map(write)
+    notes: dict[int, PartNote] = {}
+    rows = rejected = 0
+    total_mb = sum(s.num_bytes for p in parts for s in p.sources) / 2**20
+    with progress("prepare", len(parts), f"parts of {total_mb:,.0f} MB") as advance:
+        for row in data.iter_rows():
+            if row["bad"]:
+                raise BadInputError(row["bad"])
+            note = notes[row["part"]] = PartNote.model_validate_json(row["note"])
+            rows += sum(split.rows for split in note.splits.values())
+            rejected += len(note.rejected)
+            advance(len(notes), f"{rows:,} rows, {rejected:,} rejected")
+    return [notes[part.index] for part in parts]

@@ -1,0 +1,59 @@
+"""Starting Ray: its settings, its silence, and a check that what is asked for is there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+# Set before Ray is imported, and inherited by every process that it starts.
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's poll; its default of 2 s delays every report
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what a worker prints appears twice
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+# What Ray would otherwise say while all is well; `-v` lets it speak.
+_QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def start(verbose: bool = False) -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; nothing if it runs already."""
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files every Ray process compiles everything anew
+    for key, value in (_SETTINGS | ({} if verbose else _QUIET)).items():
+        os.environ.setdefault(key, value)
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+    import ray
+
+    if not verbose:
+        for name in ("ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+    if ray.is_initialized():
+        return
+    local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+    ray.init(logging_level=logging.INFO if verbose else logging.ERROR, log_to_driver=verbose, **local)
+
+
+def cluster_cpus() -> float:
+    """CPUs of the whole cluster."""
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 0))
+
+
+def cluster_gpus() -> float:
+    """GPUs of the whole cluster."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))

@@ -1,0 +1,276 @@
+"""From a corpus to a prepared dataset, one part at a time. No Ray: `mmray.on_ray.prepare` spreads the parts.
+
+A part is a few sources of one split, read in bounded memory and written as one Parquet file a split, with a note of
+what it holds (`parts/part-00003.json`). A part with a note is finished and never done again. When all are, the
+folder gets its `dataset.json` and its name: the hash of everything that it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from mmray import config, lookup
+from mmray.datasets import Rejected, Source
+from mmray.files import publish_folder, write_json, write_text, written_whole
+from mmray.prepared import ragged_column
+from mmray.schema import Column, DatasetInfo, FileInfo, SplitInfo, arrow_schema, is_feature
+
+FORMAT = 1  # of the folder; part of its hash
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sources that one task reads."""
+
+    index: int
+    sources: tuple[Source, ...]
+
+    @property
+    def name(self) -> str:
+        """Stem of the part's files."""
+        return f"part-{self.index:05d}"
+
+
+class PartNote(BaseModel):
+    """What a finished part holds, by split."""
+
+    splits: dict[str, SplitInfo]
+    rejected: list[dict[str, str | int | None]]
+
+
+class BadInputError(ValueError):
+    """An input that gave no row, where the run says that this is a failure."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a preparation needs: where from, where to, in which parts."""
+
+    run: config.Run
+    parts: tuple[Part, ...]
+    folder: Path
+
+    @property
+    def aside(self) -> Path:
+        """Where the folder is made before it gets its name."""
+        return self.folder.with_name(f".{self.folder.name}.partial")
+
+
+def plan(run: config.Run) -> Plan:
+    """List the corpus and name the prepared dataset; reads no data. ValueError where the corpus is not as configured."""
+    dataset = _module(run)
+    sources: list[Source] = dataset.sources(run.dataset)
+    if run.prepare.split.by == "corpus":
+        for source in sources:
+            if source.split is None:
+                raise ValueError(
+                    f"{source.path} belongs to no split by its name; rename it (train*, validate*, test*) "
+                    f"or set prepare.split.by: hash"
+                )
+    identity = {
+        "format": FORMAT,
+        "dataset": run.dataset.model_dump(mode="json"),
+        "prepare": run.prepare.model_dump(mode="json", exclude={"out", "max_bad_fraction"}),
+        "sources": [(s.path, s.split, s.num_bytes, Path(s.path).stat().st_mtime_ns) for s in sources],
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    name: str = run.dataset.name  # type: ignore[attr-defined]
+    return Plan(run, tuple(_parts(sources, run.prepare.part_mb << 20)), Path(run.prepare.out) / f"{name}-{digest}")
+
+
+def write_part(run: config.Run, part: Part, folder: Path) -> PartNote:
+    """Read the sources of a part and write its files into `folder`, unless they are there; return what they hold.
+
+    Raises BadInputError at the first rejected input under `on_bad_input: fail`.
+    """
+    note_path = folder / "parts" / f"{part.name}.json"
+    if note_path.exists():
+        return PartNote.model_validate_json(note_path.read_text())
+    dataset = _module(run)
+    columns: list[Column] = dataset.columns(run.dataset)
+    rejected: list[Rejected] = []
+
+    def reject(bad: Rejected) -> None:
+        if run.prepare.on_bad_input == "fail":
+            raise BadInputError(f"{bad}\nmend or remove it, or set prepare.on_bad_input: skip")
+        rejected.append(bad)
+
+    num_classes = len(dataset.class_names(run.dataset))
+    writers: dict[str, _SplitWriter] = {}
+    with ExitStack() as files:
+        for source in part.sources:
+            for batch in dataset.read(run.dataset, source, reject):
+                table = pa.Table.from_batches([batch])
+                for split, rows in _by_split(table, source, run.prepare.split, dataset.GROUP_KEY):
+                    if split not in writers:
+                        name = f"{split}/{part.name}.parquet"
+                        file = files.enter_context(written_whole(folder / name))
+                        writers[split] = _SplitWriter(file, name, columns, num_classes, run.prepare.row_group_mb)
+                    writers[split].add(rows)
+        splits = {split: writer.finish() for split, writer in writers.items()}
+    note = PartNote(splits=splits, rejected=[bad.as_dict() for bad in rejected])
+    write_text(note_path, note.model_dump_json())
+    return note
+
+
+def publish(plan: Plan, notes: Sequence[PartNote]) -> DatasetInfo:
+    """Write `dataset.json` from the notes of all parts, in their order, and give the folder its name.
+
+    Raises BadInputError where more was rejected than `max_bad_fraction` allows, ValueError where no row is left.
+    """
+    run, dataset = plan.run, _module(plan.run)
+    names: list[str] = dataset.class_names(run.dataset)
+    splits: dict[str, SplitInfo] = {}
+    for name in ("train", "val", "test", "all"):
+        found = [note.splits[name] for note in notes if name in note.splits]
+        if found:
+            splits[name] = _merge(found)
+    rejected = [bad for note in notes for bad in note.rejected]
+    rows = sum(split.rows for split in splits.values())
+    reasons = Counter(str(bad["reason"]).split(":")[0] for bad in rejected)
+    if len(rejected) > run.prepare.max_bad_fraction * (rows + len(rejected)):
+        listed = "\n".join(f"  {Rejected(**bad)}" for bad in rejected[:10])  # type: ignore[arg-type]
+        raise BadInputError(
+            f"{len(rejected):,} of {rows + len(rejected):,} inputs are bad, more than "
+            f"prepare.max_bad_fraction={run.prepare.max_bad_fraction:g} allows; the first:\n{listed}"
+        )
+    if not rows:
+        raise ValueError(f"{run.dataset.path} holds no row")  # type: ignore[attr-defined]
+    info = DatasetInfo(
+        id=plan.folder.name,
+        columns=dataset.columns(run.dataset),
+        class_names=names,
+        splits=splits,
+        split_rule=_split_rule(run.prepare.split),
+        group_key=dataset.GROUP_KEY,
+        rows_in=rows + len(rejected),
+        rows_out=rows,
+        rejected=len(rejected),
+        rejected_reasons=dict(reasons),
+    )
+    write_text(plan.aside / "rejected.jsonl", "".join(json.dumps(bad) + "\n" for bad in rejected))
+    write_json(plan.aside / "dataset.json", info.model_dump(mode="json"))
+    publish_folder(plan.aside, plan.folder)
+    return info
+
+
+def split_of(key: str, split: config.Split) -> str:
+    """The split that a group key belongs to: a point in [0, 1) by its hash, against the cumulated fractions."""
+    digest = hashlib.blake2b(f"{split.seed}:{key}".encode(), digest_size=8).digest()
+    point, end = int.from_bytes(digest, "big") / 2**64, 0.0
+    for name, fraction in split.fractions.items():
+        end += fraction
+        if point < end:
+            return name
+    return name  # the fractions sum to 1 but for rounding
+
+
+class _SplitWriter:
+    """Writes the rows of one part and split in row groups of about `row_group_mb`."""
+
+    def __init__(self, file: Path, name: str, columns: list[Column], num_classes: int, row_group_mb: float) -> None:
+        # Vectors and frames are noise to a compressor and to a dictionary: they would cost time and save nothing.
+        noise = {c.name for c in columns if is_feature(c)}
+        self._writer = pq.ParquetWriter(
+            file,
+            arrow_schema(columns),
+            use_dictionary=False,
+            compression={c.name: "none" if c.name in noise else "zstd" for c in columns},
+            write_statistics=[],
+        )
+        self._name = name
+        self._group_bytes = row_group_mb * 2**20
+        self._pending: list[pa.Table] = []
+        self._row_groups: list[int] = []
+        self._labelled = any(c.name == "labels" for c in columns)
+        self._label_counts = np.zeros(num_classes, np.int64)
+        self._max_labels = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._pending.append(table)
+        if self._labelled:
+            labels, offsets = ragged_column(table, "labels")
+            self._label_counts += np.bincount(labels, minlength=len(self._label_counts))
+            self._max_labels = max(self._max_labels, int(np.diff(offsets).max(initial=0)))
+        self._write(finish=False)
+
+    def finish(self) -> SplitInfo:
+        self._write(finish=True)
+        self._writer.close()
+        return SplitInfo(
+            rows=sum(self._row_groups),
+            files=[FileInfo(path=self._name, row_groups=self._row_groups)],
+            label_counts=self._label_counts.tolist() if self._labelled else None,
+            max_labels=self._max_labels,
+        )
+
+    def _write(self, finish: bool) -> None:
+        table = pa.concat_tables(self._pending)
+        rows_a_group = max(1, int(self._group_bytes * table.num_rows / max(1, table.nbytes)))
+        while table.num_rows >= rows_a_group or (finish and table.num_rows):
+            group = table.slice(0, rows_a_group)
+            self._writer.write_table(group, row_group_size=group.num_rows)
+            self._row_groups.append(group.num_rows)
+            table = table.slice(group.num_rows)
+        self._pending = [table]
+
+
+def _by_split(table: pa.Table, source: Source, split: config.Split, group_key: str) -> Iterator[tuple[str, pa.Table]]:
+    if split.by == "none":
+        yield "all", table
+    elif split.by == "corpus":
+        assert source.split is not None  # plan() made sure
+        yield source.split, table
+    else:
+        names = pa.array([split_of(str(key), split) for key in table.column(group_key).to_pylist()])
+        for name in split.fractions:
+            rows = table.filter(pc.equal(names, name))
+            if rows.num_rows:
+                yield name, rows
+
+
+def _parts(sources: Iterable[Source], part_bytes: int) -> Iterator[Part]:
+    index, held, held_bytes = 0, [], 0
+    for source in sources:
+        if held and (held_bytes + source.num_bytes > part_bytes or source.split != held[0].split):
+            yield Part(index, tuple(held))
+            index, held, held_bytes = index + 1, [], 0
+        held.append(source)
+        held_bytes += source.num_bytes
+    if held:
+        yield Part(index, tuple(held))
+
+
+def _merge(splits: Sequence[SplitInfo]) -> SplitInfo:
+    counts = [split.label_counts for split in splits if split.label_counts is not None]
+    return SplitInfo(
+        rows=sum(split.rows for split in splits),
+        files=[file for split in splits for file in split.files],
+        label_counts=np.sum(counts, axis=0).tolist() if counts else None,
+        max_labels=max(split.max_labels for split in splits),
+    )
+
+
+def _split_rule(split: config.Split) -> str:
+    if split.by == "hash":
+        shares = ", ".join(f"{name} {fraction:.0%}" for name, fraction in split.fractions.items())
+        return f"by a hash of the group key: {shares} (seed {split.seed})"
+    return "by the corpus's own files" if split.by == "corpus" else "none: all rows in one split"
+
+
+def _module(run: config.Run) -> ModuleType:
+    name: str = run.dataset.name  # type: ignore[attr-defined]
+    return lookup.load("dataset", name)

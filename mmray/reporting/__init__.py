@@ -1,0 +1,1 @@
+"""From run folders to something to look at: `plots` draws, `page` writes the HTML page."""

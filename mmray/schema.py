@@ -1,0 +1,111 @@
+"""The columns that stages pass to one another: name, element type, shape, unit.
+
+Arrow storage of a column, by its shape:
+
+| shape        | Arrow type                                | example                                    |
+|--------------|-------------------------------------------|--------------------------------------------|
+| `()`         | the scalar type                           | id, num_frames                             |
+| `(D,)`, ...  | `pa.fixed_shape_tensor`                   | mean_rgb: one vector a row                 |
+| `(None,)`    | `pa.list_` of the scalar type             | labels: any number a row                   |
+| `(None, D)`  | `pa.large_binary`: row-major uint8 bytes  | rgb: any number of frames of D bytes a row |
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+DType = Literal["string", "int32", "int64", "uint8", "float16", "float32"]
+
+_ARROW = {
+    "string": pa.string(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "uint8": pa.uint8(),
+    "float16": pa.float16(),
+    "float32": pa.float32(),
+}
+
+
+class Column(BaseModel):
+    """One column of a table between stages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    dtype: DType
+    shape: tuple[int | None, ...] = ()
+    unit: str = ""
+
+    def arrow_type(self) -> pa.DataType:
+        """The Arrow type this column is stored as; ValueError for a shape that no stage uses."""
+        scalar = _ARROW[self.dtype]
+        if self.shape == ():
+            return scalar
+        if all(size is not None for size in self.shape):
+            return pa.fixed_shape_tensor(scalar, self.shape)
+        if self.shape == (None,):
+            return pa.list_(scalar)
+        if len(self.shape) == 2 and self.shape[0] is None and self.dtype == "uint8":
+            return pa.large_binary()
+        raise ValueError(f"column {self.name!r}: no storage for {self.dtype} of shape {self.shape}")
+
+
+def is_feature(column: Column) -> bool:
+    """Whether a column holds what a model computes on: vectors or frames, not ids, labels and counts."""
+    return len(column.shape) > 1 or (len(column.shape) == 1 and column.shape[0] is not None)
+
+
+def arrow_schema(columns: list[Column]) -> pa.Schema:
+    """The Arrow schema of a table with these columns, in this order."""
+    return pa.schema([pa.field(c.name, c.arrow_type()) for c in columns])
+
+
+class FileInfo(BaseModel):
+    """One Parquet file of a prepared split: path relative to the dataset folder, and rows of each row group."""
+
+    path: str
+    row_groups: list[int]
+
+
+class SplitInfo(BaseModel):
+    """One split of a prepared dataset."""
+
+    rows: int
+    files: list[FileInfo]
+    label_counts: list[int] | None = None
+    max_labels: int = 0
+
+
+class DatasetInfo(BaseModel):
+    """`dataset.json`: everything a later stage must know of a prepared dataset."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    columns: list[Column]
+    class_names: list[str]
+    splits: dict[str, SplitInfo]
+    split_rule: str
+    group_key: str
+    rows_in: int
+    rows_out: int
+    rejected: int
+    rejected_reasons: dict[str, int]
+
+    def column(self, name: str) -> Column:
+        """The column called `name`; ValueError with the choices when there is none."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise ValueError(f"prepared dataset {self.id} has no column {name!r}; it has {[c.name for c in self.columns]}")
+
+    def split(self, name: str) -> SplitInfo:
+        """The split called `name`; ValueError with the choices when there is none or it is empty."""
+        info = self.splits.get(name)
+        if info is None or info.rows == 0:
+            full = [n for n, s in self.splits.items() if s.rows]
+            raise ValueError(f"prepared dataset {self.id} has no rows in split {name!r}; it has {full}")
+        return info

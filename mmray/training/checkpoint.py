@@ -1,0 +1,119 @@
+"""Checkpoints: `checkpoints/step-00001200/` with three files, none of them a pickle.
+
+    model.safetensors       the weights
+    optimizer.safetensors   the optimiser's tensors, named "<parameter number>.<key>"
+    state.json              where training stood: epoch, step, monitored metric, class count
+
+A checkpoint is written aside and renamed: one that exists is whole. The last one and the best are kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+
+from mmray.files import publish_folder
+
+
+class TrainState(BaseModel):
+    """Where training stands. `epoch` and `step_in_epoch` are those of the next step to do; `step` counts all done."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    monitored: list[float] = []
+    metrics: dict[str, float] = {}
+    finished: bool = False
+
+
+def save(run_dir: Path, state: TrainState, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Path:
+    """Write a checkpoint whole and return its folder."""
+    root = run_dir / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=root, prefix=".writing-"))
+    aside.chmod(0o755)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, aside / "model.safetensors")
+    save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+    (aside / "state.json").write_text(state.model_dump_json(indent=2))
+    final = folder_of(run_dir, state.step)
+    publish_folder(aside, final)
+    return final
+
+
+def folder_of(run_dir: Path, step: int) -> Path:
+    """The folder of the checkpoint after `step` steps."""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def list_states(run_dir: Path) -> list[TrainState]:
+    """The states of all whole checkpoints, oldest first."""
+    paths = sorted((run_dir / "checkpoints").glob("step-*/state.json"))
+    return [TrainState.model_validate_json(path.read_text()) for path in paths]
+
+
+def last(run_dir: Path) -> TrainState | None:
+    """The state of the newest checkpoint, or None before the first."""
+    states = list_states(run_dir)
+    return states[-1] if states else None
+
+
+def best(run_dir: Path, monitor: str, maximise: bool) -> TrainState:
+    """The state of the checkpoint with the best monitored metric; the newest among equals. ValueError if there is none."""
+    states = list_states(run_dir)
+    if not states:
+        raise ValueError(f"{run_dir} has no checkpoint; train it first: mmray train {run_dir / 'config.yaml'}")
+    sign = 1 if maximise else -1
+    return max(states, key=lambda s: (sign * s.metrics.get(monitor, -sign * float("inf")), s.step))
+
+
+def prune(run_dir: Path, monitor: str, maximise: bool, keep_best: int) -> None:
+    """Delete all checkpoints but the last and the `keep_best` best."""
+    states = list_states(run_dir)
+    sign = 1 if maximise else -1
+    ranked = sorted((s for s in states if monitor in s.metrics), key=lambda s: (-sign * s.metrics[monitor], -s.step))
+    keep = {s.step for s in ranked[:keep_best]} | {s.step for s in states[-1:]}
+    for state in states:
+        if state.step not in keep:
+            shutil.rmtree(folder_of(run_dir, state.step))
+
+
+def load_model(folder: Path, model: torch.nn.Module) -> None:
+    """Load the weights of a checkpoint; ValueError naming every parameter that does not fit."""
+    tensors = load_file(folder / "model.safetensors")
+    expected = model.state_dict()
+    wrong = [f"{name}: only in the checkpoint" for name in sorted(tensors.keys() - expected.keys())]
+    wrong += [f"{name}: not in the checkpoint" for name in sorted(expected.keys() - tensors.keys())]
+    wrong += [
+        f"{name}: {tuple(tensors[name].shape)} in the checkpoint, {tuple(expected[name].shape)} in the model"
+        for name in sorted(tensors.keys() & expected.keys())
+        if tensors[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"{folder} is a checkpoint of another model:\n  " + "\n  ".join(wrong))
+    model.load_state_dict(tensors)
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimiser's state of a checkpoint into `optimizer`, which keeps its own settings."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in load_file(folder / "optimizer.safetensors").items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for number, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            if value is not None:  # SGD without momentum keeps a None
+                tensors[f"{number}.{key}"] = torch.as_tensor(value).contiguous()
+    return tensors

@@ -1,0 +1,55 @@
+"""What the training loop knows of the processes around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def _report_to_nobody(metrics: dict[str, float]) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Context:
+    """One of `world_size` data-parallel processes.
+
+    With more than one, `torch.distributed` is set up already. `report` takes the metrics of each finished epoch; it is
+    called by every rank.
+    """
+
+    run_dir: Path
+    device: torch.device = torch.device("cpu")
+    rank: int = 0
+    world_size: int = 1
+    report: Callable[[dict[str, float]], None] = _report_to_nobody
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over all ranks."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        totals: list[float] = tensor.tolist()
+        return totals
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on rank 0; an empty list elsewhere."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]

@@ -1,0 +1,56 @@
+"""The log of a run: `metrics.jsonl` and TensorBoard events, both written by rank 0 alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from mmray.files import write_text
+
+
+class RunLog:
+    """Appends to the log of a run from `step` on. What an earlier attempt wrote beyond `step` is dropped."""
+
+    def __init__(self, run_dir: Path, step: int, settings: Mapping[str, Any], monitor: str) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        kept = [line for line in read_log(run_dir) if line["step"] <= step]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a", buffering=1)
+        self._began = time.perf_counter() - (kept[-1]["time_s"] if kept else 0.0)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        if not step:
+            plain = {k: v if isinstance(v, (bool, int, float, str)) else json.dumps(v) for k, v in settings.items()}
+            for summary in hparams(plain, {monitor: None}):
+                self._board.file_writer.add_summary(summary)
+
+    def write(self, event: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """Add one line. `step` counts finished optimiser steps."""
+        line = {"event": event, "epoch": epoch, "step": step, **values, "time_s": time.perf_counter() - self._began}
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in values.items():
+            tag = name if "/" in name else f"speed/{name}"
+            self._board.add_scalar(tag if event == "epoch" else tag.replace("/", "_by_step/", 1), value, step)
+        self._board.flush()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """All whole lines of `metrics.jsonl`; a last line torn by a crash is left out. Empty where there is no log."""
+    path = run_dir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,278 @@
+"""The training loop: plain torch, one process's view.
+
+The same numbers come out for the same seed whatever the number of workers (up to the order of floating-point sums)
+and however often the run was interrupted: which rows make a step, the random state within it and the learning rate
+are functions of the step, not of what went before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmray import config
+from mmray.tasks import Batch, Task
+from mmray.training import checkpoint
+from mmray.training.checkpoint import TrainState
+from mmray.training.context import Context
+from mmray.training.feed import TrainTables, ValTables, ahead, micro_batches
+from mmray.training.log import RunLog
+from mmray.training.optimisation import build_optimizer, epochs_since_best, learning_rate
+
+
+def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValTables, context: Context) -> TrainState:
+    """Train until `train.epochs` or early stopping, from the last checkpoint of the run folder if there is one.
+
+    `train_tables(epoch, step)` gives this rank's rows of each step of `epoch` from `step` on; `val_tables()` this
+    rank's part of the validation rows, each row on exactly one rank. Raises FloatingPointError when the loss is no
+    longer finite.
+    """
+    steps_per_epoch = task.info.split("train").rows // run.train.batch_size
+    torch.manual_seed(run.seed)
+    model = task.build_model().to(context.device)
+    optimizer = build_optimizer(run.train.optimizer, model.parameters())
+    state = checkpoint.last(context.run_dir) or TrainState()
+    if state.step:
+        folder = checkpoint.folder_of(context.run_dir, state.step)
+        checkpoint.load_model(folder, model)
+        checkpoint.load_optimizer(folder, optimizer)
+    monitor = run.train.monitor or task.monitor
+    step_loss = _step_loss(task, model, run.train, context)
+    with _log(run, state, monitor, context) as log:
+        while not _finished(run.train, state, task.maximise):
+            epoch = _Epoch(run, task, model, step_loss, optimizer, steps_per_epoch, context, log)
+            metrics = epoch.train(state, train_tables)
+            metrics |= epoch.validate(val_tables)
+            state = _after_epoch(state, metrics, monitor)
+            state.finished = _finished(run.train, state, task.maximise)
+            if log:
+                log.write("epoch", state.epoch - 1, state.step, metrics)
+            epoch.save(state)
+            context.report(metrics)
+    return state
+
+
+class _Epoch:
+    """What stays the same from step to step."""
+
+    def __init__(
+        self,
+        run: config.Run,
+        task: Task,
+        model: nn.Module,
+        step_loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        steps_per_epoch: int,
+        context: Context,
+        log: RunLog | None,
+    ) -> None:
+        self.run, self.task, self.model, self.step_loss = run, task, model, step_loss
+        self.optimizer, self.steps_per_epoch, self.context, self.log = optimizer, steps_per_epoch, context, log
+        self.autocast = torch.autocast(
+            context.device.type, torch.bfloat16, enabled=uses_bf16(run.train, context.device)
+        )
+        self.monitor = run.train.monitor or task.monitor
+
+    def train(self, state: TrainState, train_tables: TrainTables) -> dict[str, float]:
+        """Do the rest of the epoch that `state` stands in, moving `state` on; return its training metrics."""
+        settings, context = self.run.train, self.context
+        num_steps = settings.epochs * self.steps_per_epoch
+        parameters = list(self.model.parameters())
+        clock, whole = _Clock(context.device), _Clock(context.device)
+        self.step_loss.train()
+
+        def steps() -> Iterator[list[Batch]]:
+            for table in train_tables(state.epoch, state.step_in_epoch):
+                batches = micro_batches(table, self.task.collate, settings.accumulate)
+                yield [b.pinned() for b in batches] if context.device.type == "cuda" else batches
+
+        for batches in clock.waiting(whole.waiting(ahead(steps))):
+            rate = learning_rate(settings, state.step, num_steps, state.monitored, self.task.maximise)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(
+                int(np.random.SeedSequence([self.run.seed, state.step, context.rank]).generate_state(1)[0])
+            )
+            loss = self._forward_backward(batches)
+            if settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            state.step_in_epoch += 1
+            for each in (clock, whole):
+                each.add(sum(b.num_rows for b in batches), loss)
+            if state.step % settings.log_every_steps == 0:
+                self._log_steps(state, clock, rate)
+                clock.restart()
+            every = settings.checkpoint_every_steps
+            if every and state.step % every == 0 and state.step_in_epoch < self.steps_per_epoch:
+                self.save(state)
+        measured = whole.measured(context)
+        return {**measured, "lr": rate, "train_rows": measured.pop("rows"), "epoch_s": whole.elapsed_s}
+
+    def _forward_backward(self, batches: list[Batch]) -> torch.Tensor:
+        """Gradients of one step, averaged over its global batch; returns this rank's share of the mean loss."""
+        rows = self.run.train.batch_size / self.context.world_size
+        total = torch.zeros((), device=self.context.device)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            no_sync = getattr(self.step_loss, "no_sync", None)
+            with contextlib.nullcontext() if last or no_sync is None else no_sync():
+                with self.autocast:
+                    # DDP averages gradients over ranks: weighting by rows makes that the mean over the global batch.
+                    loss = self.step_loss(batch.to(self.context.device)) * (batch.num_rows / rows)
+                loss.backward()
+            total += loss.detach()
+        return total / self.context.world_size
+
+    def _log_steps(self, state: TrainState, clock: _Clock, rate: float) -> None:
+        measured = clock.measured(self.context)
+        if not math.isfinite(measured["train/loss"]):
+            raise FloatingPointError(
+                f"train/loss became {measured['train/loss']} by step {state.step} (epoch {state.epoch}, "
+                f"lr {rate:g}); lower train.optimizer.lr, set train.clip_norm or train.precision: fp32"
+            )
+        if self.log:
+            del measured["rows"]
+            self.log.write("step", state.epoch, state.step, {**measured, "lr": rate})
+
+    def validate(self, val_tables: ValTables) -> dict[str, float]:
+        """Metrics over every validation row, on every rank."""
+        self.step_loss.eval()
+        metrics, loss, rows = self.task.new_metrics(), 0.0, 0
+        with torch.inference_mode(), self.autocast:
+            for batch in ahead(lambda: map(self.task.collate, val_tables())):
+                on_device = batch.to(self.context.device)
+                scores, batch_loss = self.task.evaluate(self.model, on_device)
+                metrics.update(scores.cpu(), batch)
+                loss, rows = loss + batch_loss, rows + batch.num_rows
+        loss, total_rows = self.context.sum(loss, rows)
+        expected = self.task.info.split("val").rows
+        if total_rows != expected:
+            raise RuntimeError(
+                f"validation saw {total_rows:.0f} of {expected} rows: this must not happen, please report it"
+            )
+        states = self.context.gather(metrics.state())
+        computed: dict[str, float] = {}
+        if self.context.rank == 0:
+            for other in states[1:]:
+                metrics.merge(other)
+            computed = {f"val/{name}": value for name, value in metrics.compute().items()}
+        shared: dict[str, float] = self.context.broadcast(computed)
+        return {"val/loss": loss / max(1.0, total_rows), **shared, "val_rows": total_rows}
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint and delete those no longer wanted; rank 0 alone."""
+        if self.context.rank == 0:
+            checkpoint.save(self.context.run_dir, state, self.model, self.optimizer)
+            checkpoint.prune(self.context.run_dir, self.monitor, self.task.maximise, self.run.train.keep_best)
+
+
+class _StepLoss(nn.Module):
+    """Model and loss as one module, so that DDP sees the whole of a step."""
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        super().__init__()
+        self.task, self.model = task, model
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.task.loss(self.model, batch)
+
+
+class _Clock:
+    """Rows, loss, elapsed time and time spent waiting for input since the last restart."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.restart()
+
+    def restart(self) -> None:
+        self._began = time.perf_counter()
+        self._waited_s, self._rows, self._steps = 0.0, 0, 0
+        self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._began
+
+    def waiting(self, items: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """Pass items on, counting the time until each is there."""
+        while True:
+            began = time.perf_counter()
+            item = next(items, None)
+            self._waited_s += time.perf_counter() - began
+            if item is None:
+                return
+            yield item
+
+    def add(self, rows: int, loss: torch.Tensor) -> None:
+        self._rows, self._steps = self._rows + rows, self._steps + 1
+        self._loss += loss
+
+    def measured(self, context: Context) -> dict[str, float]:
+        """Loss and speed, over all ranks."""
+        elapsed_s = self.elapsed_s
+        loss, rows, waited_share = context.sum(float(self._loss), self._rows, self._waited_s / elapsed_s)
+        measured = {
+            "train/loss": loss / max(1, self._steps),
+            "rows": rows,
+            "rows_per_s": rows / elapsed_s,
+            "input_wait_percent": 100 * waited_share / context.world_size,
+        }
+        if self._device.type == "cuda":
+            measured["device_memory_mb"] = torch.cuda.max_memory_allocated(self._device) / 2**20
+        return measured
+
+
+def uses_bf16(settings: config.Train, device: torch.device) -> bool:
+    """Whether matrix products run in bfloat16: as set, or with `auto` where the hardware is made for it."""
+    if settings.precision != "auto":
+        return settings.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch.cpu, "_is_amx_tile_supported") else False
+
+
+def _step_loss(task: Task, model: nn.Module, settings: config.Train, context: Context) -> nn.Module:
+    step_loss: nn.Module = _StepLoss(task, model)
+    if context.world_size > 1:
+        step_loss = nn.parallel.DistributedDataParallel(step_loss, gradient_as_bucket_view=True)
+    if settings.compile:
+        step_loss.compile()
+    return step_loss
+
+
+def _log(
+    run: config.Run, state: TrainState, monitor: str, context: Context
+) -> contextlib.AbstractContextManager[RunLog | None]:
+    if context.rank != 0:
+        return contextlib.nullcontext()
+    settings = {
+        f"{section}.{key}": value for section in ("model", "train") for key, value in run.to_dict()[section].items()
+    }
+    return RunLog(context.run_dir, state.step, settings, monitor)
+
+
+def _after_epoch(state: TrainState, metrics: dict[str, float], monitor: str) -> TrainState:
+    if monitor not in metrics:
+        choices = sorted(name for name in metrics if name.startswith("val/"))
+        raise ValueError(f"train.monitor={monitor!r} is not a metric of this task; choose from {choices}")
+    return TrainState(
+        epoch=state.epoch + 1, step=state.step, monitored=[*state.monitored, metrics[monitor]], metrics=metrics
+    )
+
+
+def _finished(settings: config.Train, state: TrainState, maximise: bool) -> bool:
+    if state.epoch >= settings.epochs:
+        return True
+    stopping = settings.early_stopping
+    return (
+        stopping is not None and epochs_since_best(state.monitored, maximise, stopping.min_delta) >= stopping.patience
+    )

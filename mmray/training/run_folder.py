@@ -1,0 +1,118 @@
+"""The run folder: what a run was, what it did and what came of it.
+
+runs/<name>/
+    config.yaml         the resolved run
+    dataset.json        the prepared dataset it trained on
+    environment.json    hardware and versions
+    metrics.jsonl       one line every few steps and one an epoch
+    tensorboard/        the same, as TensorBoard events
+    checkpoints/        see mmray.training.checkpoint
+    predictions/        see mmray.on_ray.predict
+    evaluation/         metrics and per-class results of each evaluated split
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmray import __version__, config
+from mmray.files import write_json, write_text
+from mmray.schema import DatasetInfo
+
+# A run that goes on may be given other resources or more epochs; anything else would make it another run.
+_MAY_CHANGE = (
+    "resources",
+    "predict",
+    "out",
+    "train.epochs",
+    "train.early_stopping",
+    "train.log_every_steps",
+    "prepare.out",
+)
+
+
+def open_run(run: config.Run, info: DatasetInfo) -> Path:
+    """Create the run folder, or open it to go on; ValueError where it holds a run of another config."""
+    run_dir = run.run_dir
+    path = run_dir / "config.yaml"
+    if path.exists():
+        before, now = _flat(yaml.safe_load(path.read_text())), _flat(run.to_dict())
+        changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not _may_change(k)]
+        if changed:
+            lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+            raise ValueError(
+                f"{run_dir} holds another run:\n{lines}\n"
+                f"give this one a name of its own (--set name=...), or remove the folder to start anew"
+            )
+        trained_on = read_info(run_dir).id
+        if trained_on != info.id:
+            raise ValueError(
+                f"{run_dir} was trained on prepared dataset {trained_on}, and the corpus now gives {info.id}: "
+                f"it has changed since; give this run another name (--set name=...)"
+            )
+    write_json(run_dir / "dataset.json", info.model_dump(mode="json"))
+    write_text(path, run.to_yaml())
+    return run_dir
+
+
+def read_run(run_dir: Path) -> config.Run:
+    """The resolved run of a run folder; ValueError when it is none."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        raise ValueError(f"{run_dir} is not a run folder: it has no config.yaml")
+    return config.load(path)
+
+
+def read_info(run_dir: Path) -> DatasetInfo:
+    """The dataset a run was trained on."""
+    return DatasetInfo.model_validate(json.loads((run_dir / "dataset.json").read_text()))
+
+
+def write_environment(run_dir: Path, **facts: Any) -> None:
+    """Record hardware and versions, with `facts` from the caller beside them."""
+    from importlib.metadata import version
+
+    import torch
+
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    values = {
+        "mmray": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray": version("ray"),
+        "platform": platform.platform(terse=True),
+        "cpu": _cpu_model(),
+        "num_cpus": os.cpu_count(),
+        "memory_gb": round(memory_bytes / 2**30, 1),
+        "gpus": gpus,
+    }
+    write_json(run_dir / "environment.json", values | facts)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _may_change(key: str) -> bool:
+    return any(key == may or key.startswith(f"{may}.") for may in _MAY_CHANGE)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
