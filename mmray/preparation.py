@@ -70,7 +70,7 @@ class Plan:
 
 
 def plan(run: config.Run) -> Plan:
-    """List the corpus and name the prepared dataset; reads no data. ValueError where the corpus is not as configured."""
+    """List the corpus and name the prepared dataset; reads no data. ValueError where the corpus is not as set."""
     dataset = _module(run)
     sources: list[Source] = dataset.sources(run.dataset)
     if run.prepare.split.by == "corpus":

@@ -186,6 +186,8 @@ def train_tables(
     """The tables of one rank for one epoch from `start_step` on, one a step."""
     for window in range(start_step // order.steps_per_window, order.num_windows):
         rows = order.rows(window, rank, world_size)[max(0, start_step - window * order.steps_per_window) :]
+        if not len(rows):
+            return
         table = reader.take(rows.reshape(-1))
         for step in range(len(rows)):
             yield table.slice(step * rows.shape[1], rows.shape[1])

@@ -5,74 +5,27 @@ blocks are summed at once and joined by a table (V. Gopal et al., "Fast CRC Comp
 CRC32 Instruction", Intel, 2011). Elsewhere eight tables take 8 bytes a step ("slicing by 8": M. Kounavis and F. Berry,
 2005). Both give the same number; which one runs is decided by the processor alone, which is part of numba's cache key.
 
-Other compiled modules inline this one, and numba's cache watches only the file of the outermost function: after an
-edit here delete `mmray/features/__pycache__/*.nbi`.
+`buffer` is a uint8 array or a pointer into one.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
+
+from mmray.features.native import compiled, inlined, load_u64
 
 POLYNOMIAL = np.uint32(0x82F63B78)  # Castagnoli's, bits reversed
 ALL_ONES = np.uint64(0xFFFFFFFF)
 LOW_BYTE = np.uint64(0xFF)
 BLOCK_BYTES = 256  # of each of the three sums that run at once: a multiple of 8
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """`numba.njit` that releases the GIL and keeps the compiled code on disk where some cache folder can be written."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba found no folder to write to: compile in every process
-        return numba.njit(nogil=True)(function)
-
-
-def _load(bits: int) -> Any:
-    """An intrinsic `load(array, i)`: the little-endian unsigned integer at byte i of a uint8 array, at any alignment.
-
-    It checks no bound: the caller has.
-    """
-    number = types.uint64 if bits == 64 else types.uint32
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def load(typing_context: Any, array: Any, i: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-            address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(bits).as_pointer())
-            return builder.load(address, align=1)
-
-        return number(array, types.int64), codegen
-
-    return load
-
-
-load_u32 = _load(32)
-load_u64 = _load(64)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def copy_bytes(typing_context: Any, target: Any, at: Any, source: Any, start: Any, count: Any) -> Any:
-    """`target[at : at + count] = source[start : start + count]` of uint8 arrays that don't overlap, as one memcpy.
-
-    It checks no bound: the caller has.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        to, source_of = (context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 2))
-        to, source_of = builder.gep(to, [arguments[1]]), builder.gep(source_of, [arguments[3]])
-        cgutils.raw_memcpy(builder, to, source_of, arguments[4], itemsize=1)
-        return context.get_dummy_value()
-
-    return types.void(target, types.int64, source, types.int64, types.int64), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -120,14 +73,14 @@ SHIFT_1 = _shift_tables(BLOCK_BYTES).astype(np.uint64)
 SHIFT_2 = _shift_tables(2 * BLOCK_BYTES).astype(np.uint64)
 
 
-@compiled
+@inlined
 def _shift(crc: np.uint64, tables: np.ndarray) -> np.uint64:
     low = tables[0, crc & LOW_BYTE] ^ tables[1, (crc >> np.uint64(8)) & LOW_BYTE]
     high = tables[2, (crc >> np.uint64(16)) & LOW_BYTE] ^ tables[3, (crc >> np.uint64(24)) & LOW_BYTE]
     return low ^ high
 
 
-@compiled
+@inlined
 def _finish(crc: np.uint64, buffer: np.ndarray, start: int, stop: int) -> np.uint64:
     for i in range(start, stop):
         crc = SLICING[0, (crc ^ buffer[i]) & LOW_BYTE] ^ (crc >> np.uint64(8))

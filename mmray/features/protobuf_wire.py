@@ -21,11 +21,12 @@ Wire format: https://protobuf.dev/programming-guides/encoding
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmray.features.crc32c import compiled, copy_bytes, load_u32, load_u64, masked_crc32c
+from mmray.features.crc32c import masked_crc32c
+from mmray.features.native import compiled, copy_bytes, inlined, load_u32, load_u64, pointer
 
 HEADER_BYTES = 12  # length and its checksum
 FRAME_BYTES = 16  # a frame without its record
@@ -44,14 +45,18 @@ BYTES_LIST, FLOAT_LIST, INT64_LIST = BYTES_1, BYTES_2, BYTES_3
 BAD_TAG = -1
 
 
+# Outside compiled code the fields of these are arrays; inside, pointers to them, which are cheaper to pass on.
+
+
 class Plan(NamedTuple):
     """What to read. A *slot* is a wanted name: first the names an id may have, then the labels', vectors, frame lists."""
 
-    names: np.ndarray  # uint8: all names, end to end
-    name_ends: np.ndarray  # int64, a slot each
-    sizes: np.ndarray  # int64, a slot each: floats of a vector, bytes of a frame, else 0
+    names: Any  # uint8: all names, end to end
+    name_ends: Any  # int64, a slot each
+    sizes: Any  # int64, a slot each: floats of a vector, bytes of a frame, else 0
     num_id_names: int
-    num_context: int  # slots that stand in field 1 of a record; the others in field 2
+    num_context: int  # slots that stand in field 1 of a record
+    num_slots: int  # the others stand in field 2
     num_classes: int
     max_frames: int  # frames kept of a record
     max_float_bits: int  # bits of the largest float32 allowed; beyond it also infinities and NaN
@@ -60,29 +65,38 @@ class Plan(NamedTuple):
 class Columns(NamedTuple):
     """Where rows go. Each slot's rows stand together, from element `bases[slot]` on."""
 
-    id_bytes: np.ndarray  # uint8
-    id_offsets: np.ndarray  # int32 (rows + 1,)
-    labels: np.ndarray  # int32
-    label_offsets: np.ndarray  # int32 (rows + 1,)
-    vectors: np.ndarray  # uint32: the bits of float32
-    frames: np.ndarray  # uint8
-    frame_offsets: np.ndarray  # int64 (rows + 1,), in frames
-    bases: np.ndarray  # int64, a slot each
-    max_frames: int  # room for so many frames in all
+    id_bytes: Any  # uint8
+    id_offsets: Any  # int32 (max_rows + 1,)
+    labels: Any  # int32
+    label_offsets: Any  # int32 (max_rows + 1,)
+    vectors: Any  # uint32: the bits of float32
+    frames: Any  # uint8
+    frame_offsets: Any  # int64 (max_rows + 1,), in frames
+    bases: Any  # int64, a slot each
+    max_rows: int
+    max_id_bytes: int
+    max_labels: int
+    max_frames: int  # of all rows together
 
 
 class Scratch(NamedTuple):
     """Memory of the parser between calls."""
 
-    entries: np.ndarray  # int64 (slots, 2): start and stop of the map entry that counts; start -1: there is none
-    label_seen: np.ndarray  # int64 (num_classes,): the list that a label was last seen in
-    num_lists: np.ndarray  # int64 (1,): label lists so far
-    span: np.ndarray  # int64 (2,): start and stop of the last bytes value
-    detail: np.ndarray  # int64 (3,): feature (slot), index, value
+    entries: Any  # int64, two a slot: start and stop of the map entry that counts; start -1: there is none
+    label_seen: Any  # int64 (num_classes,): the list that a label was last seen in
+    num_lists: Any  # int64 (1,): lists begun so far
+    span: Any  # int64 (2,): start and stop of the last bytes value
+    detail: Any  # int64 (3,): feature (slot), index, value
 
 
-@compiled
-def read_varint(buffer: np.ndarray, i: int, stop: int) -> tuple[np.uint64, int]:
+@inlined
+def note(scratch: Scratch, slot: int, index: int, value: int) -> None:
+    """Say what was wrong, and where."""
+    scratch.detail[0], scratch.detail[1], scratch.detail[2] = slot, index, value
+
+
+@inlined
+def read_varint(buffer: Any, i: int, stop: int) -> tuple[np.uint64, int]:
     """The number at byte i and the position after it; position -1 when it passes `stop` or ten bytes."""
     value = np.uint64(0)
     shift = np.uint64(0)
@@ -96,8 +110,8 @@ def read_varint(buffer: np.ndarray, i: int, stop: int) -> tuple[np.uint64, int]:
     return value, -1
 
 
-@compiled
-def read_tag(buffer: np.ndarray, i: int, stop: int) -> tuple[int, int, int]:
+@inlined
+def read_tag(buffer: Any, i: int, stop: int) -> tuple[int, int, int]:
     """The tag at byte i, start and stop of its payload (none for the marks of a group); `BAD_TAG` when malformed."""
     number, start = read_varint(buffer, i, stop)
     if start < 0 or start - i > 5 or number >> np.uint64(32) or number < np.uint64(8):
@@ -120,8 +134,8 @@ def read_tag(buffer: np.ndarray, i: int, stop: int) -> tuple[int, int, int]:
     return tag, start, start + size
 
 
-@compiled
-def skip_group(buffer: np.ndarray, i: int, stop: int, tag: int) -> int:
+@inlined
+def skip_group(buffer: Any, i: int, stop: int, tag: int) -> int:
     """The position after the group whose start mark, `tag`, ends at byte i; -1 when it is malformed."""
     open_fields = np.empty(MAX_GROUP_DEPTH, np.int64)
     open_fields[0] = tag >> 3
@@ -143,13 +157,13 @@ def skip_group(buffer: np.ndarray, i: int, stop: int, tag: int) -> int:
 
 
 @compiled
-def next_field(buffer: np.ndarray, i: int, stop: int) -> tuple[int, int, int]:
+def next_field(buffer: Any, i: int, stop: int) -> tuple[int, int, int]:
     """The field at byte i of a message that ends at `stop`: tag, start and stop of the payload. The next field follows it.
 
     `BAD_TAG` when the message is malformed there.
     """
     tag, start, end = read_tag(buffer, i, stop)
-    if tag & 7 == 3 and tag != BAD_TAG:
+    if tag & 7 == 3:
         end = skip_group(buffer, end, stop, tag)
         return (tag, start, end) if end >= 0 else (BAD_TAG, 0, 0)
     if tag & 7 == 4:
@@ -157,8 +171,8 @@ def next_field(buffer: np.ndarray, i: int, stop: int) -> tuple[int, int, int]:
     return tag, start, end
 
 
-@compiled
-def find_slot(buffer: np.ndarray, start: int, stop: int, plan: Plan, first: int, last: int) -> int:
+@inlined
+def find_slot(buffer: Any, start: int, stop: int, plan: Plan, first: int, last: int) -> int:
     """Which of the slots from `first` up to but without `last` is named `buffer[start:stop]`; -1 for none."""
     for slot in range(first, last):
         name = plan.name_ends[slot - 1] if slot > 0 else 0
@@ -171,9 +185,9 @@ def find_slot(buffer: np.ndarray, start: int, stop: int, plan: Plan, first: int,
     return -1
 
 
-@compiled
+@inlined
 def find_entries(
-    buffer: np.ndarray, start: int, stop: int, plan: Plan, first: int, last: int, entries: np.ndarray
+    buffer: Any, start: int, stop: int, plan: Plan, first: int, last: int, entries: Any
 ) -> int:
     """Note the last entry of each wanted name in a map (Features or FeatureLists)."""
     i = start
@@ -193,25 +207,24 @@ def find_entries(
                 name_start, name_stop = part, j
         slot = find_slot(buffer, name_start, name_stop, plan, first, last)
         if slot >= 0:
-            entries[slot, 0], entries[slot, 1] = entry, i
+            entries[2 * slot], entries[2 * slot + 1] = entry, i
     return OK
 
 
-@compiled
-def copy_floats(buffer: np.ndarray, start: int, count: int, vectors: np.ndarray, at: int) -> np.uint32:
+@inlined
+def copy_floats(buffer: Any, start: int, count: int, vectors: Any, at: int) -> np.uint32:
     """Copy float32 values; the largest magnitude as bits, which order as magnitudes do, infinity and NaN last."""
     largest = np.uint32(0)
-    target = vectors[at : at + count]
     for k in range(count):
         bits = load_u32(buffer, start + 4 * k)
-        target[k] = bits
+        vectors[at + k] = bits
         largest = max(largest, np.uint32(bits & np.uint32(0x7FFFFFFF)))
     return largest
 
 
-@compiled
+@inlined
 def read_floats(
-    buffer: np.ndarray, start: int, stop: int, count: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+    buffer: Any, start: int, stop: int, count: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
 ) -> tuple[int, int]:
     """Append a part of a FloatList to the `count` values that this row of the slot has; those too many are only counted."""
     size = plan.sizes[slot]
@@ -228,15 +241,15 @@ def read_floats(
             for k in range(kept):
                 bits = np.int64(columns.vectors[base + count + k])
                 if bits & 0x7FFFFFFF > plan.max_float_bits:
-                    scratch.detail[:] = (slot, count + k, bits)
+                    note(scratch, slot, count + k, bits)
                     return BAD_FLOAT, count
         count += (i - first) // 4
     return OK, count
 
 
-@compiled
+@inlined
 def read_labels(
-    buffer: np.ndarray, start: int, stop: int, count: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+    buffer: Any, start: int, stop: int, count: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
 ) -> tuple[int, int]:
     """Append a part of an Int64List to the `count` distinct labels that this row has."""
     base = columns.label_offsets[row]
@@ -253,20 +266,20 @@ def read_labels(
                 return MALFORMED, count
             label = np.int64(value)
             if label < 0 or label >= plan.num_classes:
-                scratch.detail[:] = (plan.num_id_names, count, label)
+                note(scratch, plan.num_id_names, count, label)
                 return BAD_LABEL, count
             if scratch.label_seen[label] == scratch.num_lists[0]:
                 continue
             scratch.label_seen[label] = scratch.num_lists[0]
-            if base + count == len(columns.labels):
+            if base + count == columns.max_labels:
                 return BATCH_FULL, count
             columns.labels[base + count] = label
             count += 1
     return OK, count
 
 
-@compiled
-def read_bytes(buffer: np.ndarray, start: int, stop: int, count: int, scratch: Scratch) -> tuple[int, int]:
+@inlined
+def read_bytes(buffer: Any, start: int, stop: int, count: int, scratch: Scratch) -> tuple[int, int]:
     """Add the values in a part of a BytesList to `count`, and note where the last one stands."""
     i = start
     while i < stop:
@@ -279,9 +292,9 @@ def read_bytes(buffer: np.ndarray, start: int, stop: int, count: int, scratch: S
     return OK, count
 
 
-@compiled
+@inlined
 def read_feature(
-    buffer: np.ndarray, start: int, stop: int, kind: int, count: int,
+    buffer: Any, start: int, stop: int, kind: int, count: int,
     wanted: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Merge a Feature into one that so far is a list of `kind` with `count` values (0, 0: nothing yet).
@@ -312,13 +325,13 @@ def read_feature(
     return OK, kind, count
 
 
-@compiled
+@inlined
 def read_entry(
-    buffer: np.ndarray, wanted: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+    buffer: Any, wanted: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
 ) -> tuple[int, int]:
     """Read the Feature in the slot's map entry: status, number of values. A Feature that is no list at all has none."""
     kind, count = 0, 0
-    i, stop = scratch.entries[slot, 0], scratch.entries[slot, 1]
+    i, stop = scratch.entries[2 * slot], scratch.entries[2 * slot + 1]
     while i < stop:
         tag, start, i = next_field(buffer, i, stop)
         if tag == BAD_TAG:
@@ -330,20 +343,20 @@ def read_entry(
             if status != OK:
                 return status, 0
     if kind != wanted and kind != 0:
-        scratch.detail[:] = (slot, 0, kind)
+        note(scratch, slot, 0, kind)
         return WRONG_KIND, 0
     return OK, count
 
 
-@compiled
+@inlined
 def read_frames(
-    buffer: np.ndarray, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+    buffer: Any, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
 ) -> tuple[int, int]:
     """Read the FeatureList in the slot's map entry: status, number of frames, also of those beyond `plan.max_frames`."""
     size = plan.sizes[slot]
     first_frame = columns.frame_offsets[row]
     count = 0
-    i, stop = scratch.entries[slot, 0], scratch.entries[slot, 1]
+    i, stop = scratch.entries[2 * slot], scratch.entries[2 * slot + 1]
     while i < stop:
         tag, j, i = next_field(buffer, i, stop)
         if tag == BAD_TAG:
@@ -362,11 +375,11 @@ def read_frames(
             if status != OK:
                 return status, count
             if kind != BYTES_LIST or num_values != 1:
-                scratch.detail[:] = (slot, count, num_values if kind == BYTES_LIST else -kind)
+                note(scratch, slot, count, num_values if kind == BYTES_LIST else -kind)
                 return WRONG_KIND, count
             frame, num_bytes = scratch.span[0], scratch.span[1] - scratch.span[0]
             if num_bytes != size:
-                scratch.detail[:] = (slot, count, num_bytes)
+                note(scratch, slot, count, num_bytes)
                 return FRAME_BYTES_WRONG, count
             if count < plan.max_frames:
                 if first_frame + count == columns.max_frames:
@@ -377,8 +390,8 @@ def read_frames(
     return OK, count
 
 
-@compiled
-def is_utf8(buffer: np.ndarray, start: int, stop: int) -> bool:
+@inlined
+def is_utf8(buffer: Any, start: int, stop: int) -> bool:
     """Whether `buffer[start:stop]` is UTF-8: shortest forms only, no surrogates (Unicode 15, table 3-7)."""
     i = start
     while i < stop:
@@ -402,39 +415,40 @@ def is_utf8(buffer: np.ndarray, start: int, stop: int) -> bool:
     return True
 
 
-@compiled
-def read_id(buffer: np.ndarray, row: int, plan: Plan, columns: Columns, scratch: Scratch) -> int:
+@inlined
+def read_id(buffer: Any, row: int, plan: Plan, columns: Columns, scratch: Scratch) -> int:
     """Read the id: exactly one non-empty bytes value under the first of its names that the record has."""
     slot = 0
-    while slot < plan.num_id_names and scratch.entries[slot, 0] < 0:
+    while slot < plan.num_id_names and scratch.entries[2 * slot] < 0:
         slot += 1
     if slot == plan.num_id_names:
         return NO_ID
     status, count = read_entry(buffer, BYTES_LIST, slot, row, plan, columns, scratch)
     if status != OK:
         return status
-    scratch.detail[:] = (slot, 0, count)
+    note(scratch, slot, 0, count)
     start, stop = scratch.span[0], scratch.span[1]
     if count != 1 or start == stop:
         return NUM_VALUES
     if not is_utf8(buffer, start, stop):
         return BAD_UTF8
     at = columns.id_offsets[row]
-    if stop - start > len(columns.id_bytes) - at:
+    if stop - start > columns.max_id_bytes - at:
         return BATCH_FULL
     copy_bytes(columns.id_bytes, at, buffer, start, stop - start)
     columns.id_offsets[row + 1] = at + stop - start
     return OK
 
 
-@compiled
+@inlined
 def read_record(
-    buffer: np.ndarray, start: int, stop: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+    buffer: Any, start: int, stop: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
 ) -> int:
     """Parse one record into row `row`."""
     entries = scratch.entries
-    num_slots = len(plan.sizes)
-    entries[:, 0] = -1
+    num_slots = plan.num_slots
+    for slot in range(num_slots):
+        entries[2 * slot] = -1
     i = start
     while i < stop:
         tag, first, i = next_field(buffer, i, stop)
@@ -456,7 +470,7 @@ def read_record(
 
     labels = plan.num_id_names
     count = 0
-    if entries[labels, 0] >= 0:  # test shards have none
+    if entries[2 * labels] >= 0:  # test shards have none
         status, count = read_entry(buffer, INT64_LIST, labels, row, plan, columns, scratch)
         if status != OK:
             return status
@@ -464,18 +478,18 @@ def read_record(
 
     num_frames = -1
     for slot in range(labels + 1, num_slots):
-        if entries[slot, 0] < 0:
-            scratch.detail[:] = (slot, 0, 0)
+        if entries[2 * slot] < 0:
+            note(scratch, slot, 0, 0)
             return MISSING
         if slot < plan.num_context:
             status, count = read_entry(buffer, FLOAT_LIST, slot, row, plan, columns, scratch)
             if status == OK and count != plan.sizes[slot]:
-                scratch.detail[:] = (slot, 0, count)
+                note(scratch, slot, 0, count)
                 status = NUM_VALUES
         else:
             status, count = read_frames(buffer, slot, row, plan, columns, scratch)
             if status == OK and (count == 0 or (num_frames >= 0 and count != num_frames)):
-                scratch.detail[:] = (slot, num_frames, count)
+                note(scratch, slot, num_frames, count)
                 status = FRAME_COUNT
             num_frames = count
         if status != OK:
@@ -486,39 +500,52 @@ def read_record(
 
 @compiled
 def read_records(
-    buffer: np.ndarray, start: int, stop: int, verify_crc: bool, row: int, plan: Plan, columns: Columns, scratch: Scratch
+    buffer: Any, start: int, stop: int, verify_crc: bool, row: int, plan: Plan, columns: Columns, scratch: Scratch
 ) -> tuple[int, int, int]:
     """Parse the frames of `buffer[start:stop]` into the rows from `row` on, until something must be decided.
 
     Returns the status, the position of the frame that it is about, and the number of rows that now stand:
     `NEED_BYTES`: the frame there is not complete in the buffer; `BATCH_FULL`: no room for it; else what is wrong with it.
     """
+    data = pointer(buffer)
+    to_read = Plan(
+        pointer(plan.names), pointer(plan.name_ends), pointer(plan.sizes), plan.num_id_names, plan.num_context,
+        plan.num_slots, plan.num_classes, plan.max_frames, plan.max_float_bits,
+    )  # fmt: skip
+    to_write = Columns(
+        pointer(columns.id_bytes), pointer(columns.id_offsets), pointer(columns.labels), pointer(columns.label_offsets),
+        pointer(columns.vectors), pointer(columns.frames), pointer(columns.frame_offsets), pointer(columns.bases),
+        columns.max_rows, columns.max_id_bytes, columns.max_labels, columns.max_frames,
+    )  # fmt: skip
+    memory = Scratch(
+        pointer(scratch.entries), pointer(scratch.label_seen), pointer(scratch.num_lists), pointer(scratch.span),
+        pointer(scratch.detail),
+    )  # fmt: skip
     i = start
-    while True:
-        if row + 1 == len(columns.id_offsets):
-            return BATCH_FULL, i, row
+    while row < columns.max_rows:
         if stop - i < HEADER_BYTES:
             return NEED_BYTES, i, row
-        if verify_crc and masked_crc32c(buffer, i, i + 8) != load_u32(buffer, i + 8):
+        if verify_crc and masked_crc32c(data, i, i + 8) != load_u32(data, i + 8):
             return BAD_LENGTH_CRC, i, row
-        length = load_u64(buffer, i)
+        length = load_u64(data, i)
         if length > np.uint64(MAX_RECORD_BYTES):
             return ABSURD_LENGTH, i, row
         record = i + HEADER_BYTES
         end = record + np.int64(length)
         if stop - end < 4:
             return NEED_BYTES, i, row
-        if verify_crc and masked_crc32c(buffer, record, end) != load_u32(buffer, end):
+        if verify_crc and masked_crc32c(data, record, end) != load_u32(data, end):
             return BAD_DATA_CRC, i, row
-        status = read_record(buffer, record, end, row, plan, columns, scratch)
+        status = read_record(data, record, end, row, to_read, to_write, memory)
         if status != OK:
             return status, i, row
         i = end + 4
         row += 1
+    return BATCH_FULL, i, row
 
 
 @compiled
-def find_header(buffer: np.ndarray, start: int, stop: int) -> int:
+def find_header(buffer: Any, start: int, stop: int) -> int:
     """The first position from `start` on where a frame's header could stand: its length is sane and has the right checksum.
 
     Without one, the first position whose header would not be complete.

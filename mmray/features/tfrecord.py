@@ -345,12 +345,13 @@ def _plan(spec: RecordSpec, batch_rows: int, batch_bytes: int) -> tuple[int, wir
         sizes=np.array(sizes, np.int64),
         num_id_names=len(spec.id_names),
         num_context=len(names) - len(spec.frames),
+        num_slots=len(names),
         num_classes=spec.num_classes,
         max_frames=np.iinfo(np.int64).max if spec.max_frames is None else spec.max_frames,
         max_float_bits=int(np.float32(largest).view(np.uint32)),
     )
     scratch = wire.Scratch(
-        entries=np.zeros((len(names), 2), np.int64),
+        entries=np.zeros(2 * len(names), np.int64),
         label_seen=np.zeros(spec.num_classes, np.int64),
         num_lists=np.zeros(1, np.int64),
         span=np.zeros(2, np.int64),
@@ -366,7 +367,7 @@ def _memory(num_values: int, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
 
 def _allocate(spec: RecordSpec, plan: wire.Plan, room: _Room) -> wire.Columns:
     """Columns for one batch."""
-    capacities = np.full(len(plan.sizes), room.rows)
+    capacities = np.full(plan.num_slots, room.rows)
     capacities[plan.num_context :] = room.frames
     ends = np.concatenate([[0], np.cumsum(capacities * plan.sizes)]).astype(np.int64)
     bases = ends[:-1].copy()
@@ -380,6 +381,9 @@ def _allocate(spec: RecordSpec, plan: wire.Plan, room: _Room) -> wire.Columns:
         frames=_memory(int(ends[-1] - ends[plan.num_context]), np.uint8),
         frame_offsets=_memory(room.rows + 1, np.int64),
         bases=bases,
+        max_rows=room.rows,
+        max_id_bytes=room.id_bytes,
+        max_labels=room.labels,
         max_frames=room.frames,
     )
     for offsets in (columns.id_offsets, columns.label_offsets, columns.frame_offsets):

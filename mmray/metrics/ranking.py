@@ -12,7 +12,7 @@ are the k classes of highest score (20 in the challenge); a prediction is a hit 
   mean over all classes, 0 for the others.
 - **Hit@1**: the share of all videos whose first prediction is a hit. A video without labels counts, as a miss.
 - **PERR**, precision at equal recall rate: for a video with n labels, the share of labels among its n first classes,
-  where a class of score 0 or less is no hit; the mean over the videos with labels. With n > k it looks beyond the top k.
+  where a class of score 0 or less is no hit; the mean over the videos with labels. If n > k it looks beyond the top k.
 
 Conventions.
 
@@ -85,17 +85,16 @@ def label_prior_scores(label_counts: ArrayLike, num_videos: int) -> NDArray[np.f
     return (counts / num_videos).astype(np.float32)
 
 
-def average_precision(scores: ArrayLike, hits: ArrayLike, num_positives: int) -> float:
+def average_precision(scores: NDArray[np.floating], hits: ArrayLike, num_positives: int) -> float:
     """Average precision of one pool of predictions, in expectation over the orders of equal scores; 0 to 1.
 
-    `scores`, float32 (N,), without NaN; `hits`, bool (N,). `num_positives` counts those that nobody predicted, too;
+    `scores`, float32 or float16 (N,), without NaN; `hits`, bool (N,). `num_positives` counts the missed ones, too;
     ValueError if it is less than the hits. Without positives the result is 0.
     """
-    pool = np.asarray(scores)
+    pool = float32_rows(scores)
     hit = np.asarray(hits, dtype=bool)
     if pool.ndim != 1 or pool.shape != hit.shape:
         raise ValueError(f"scores has shape {pool.shape} and hits {hit.shape}; expected one shape (predictions,)")
-    pool = float32_rows(pool)
     if np.isnan(pool).any():
         raise ValueError(f"scores[{np.flatnonzero(np.isnan(pool))[0]}] is NaN; a rank needs numbers")
     if num_positives < hit.sum():
@@ -422,18 +421,15 @@ def _mark_hits(
 @njit(cache=True, nogil=True)
 def _hits_among_first(row: NDArray[np.float32], labels: NDArray[np.int64]) -> int:
     """How many of the n labels are among the n first classes of the row, shape (C,), with a score above 0."""
-    n = len(labels)
-    lowest = np.partition(row, len(row) - n)[len(row) - n]
-    is_label = np.zeros(len(row), np.bool_)
-    is_label[labels] = True
-    num_ties = n - np.count_nonzero(row > lowest)  # how many classes of score `lowest` are among the first n
     num_hits = 0
-    for c in range(len(row)):
-        among = row[c] > lowest
-        if row[c] == lowest and num_ties > 0:
-            among = True
-            num_ties -= 1
-        num_hits += among and is_label[c] and row[c] > 0
+    for label in labels:
+        score = row[label]
+        num_before = np.int32(0)  # counted without branches: few videos need this, but some data have only such videos
+        for c in range(label):
+            num_before += np.int32(row[c] >= score)
+        for c in range(label + 1, len(row)):
+            num_before += np.int32(row[c] > score)
+        num_hits += int(num_before < len(labels) and score > 0)
     return num_hits
 
 

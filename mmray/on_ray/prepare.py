@@ -8,8 +8,8 @@ from typing import Any
 from mmray import config, preparation
 from mmray.console import progress, say
 from mmray.on_ray import runtime
-from mmray.prepared import read_info
 from mmray.preparation import BadInputError, Part, PartNote
+from mmray.prepared import read_info
 
 
 def prepare(run: config.Run, verbose: bool = False) -> Path:

@@ -117,27 +117,34 @@ def read_run(run_dir: Path) -> Run:
     if not isinstance(config, dict) or "name" not in config:
         raise ValueError(f"{run_dir / 'config.yaml'} has no key 'name'; it must be a run's resolved config")
     steps, epochs, notes = _read_metrics(run_dir / "metrics.jsonl")
-    found = {split: run_dir / "evaluation" / f"{split}.json" for split in SPLITS}
+    evaluations = {
+        split: _read_json(path, ("rows", "metrics"))
+        for split in SPLITS
+        if (path := run_dir / "evaluation" / f"{split}.json").is_file()
+    }
     return Run(
         path=_shown_path(str(run_dir.resolve())),
         label=str(config["name"]),
         config=config,
-        environment=_read_json(run_dir / "environment.json"),
-        dataset=_read_json(run_dir / "dataset.json"),
+        environment=_read_json(run_dir / "environment.json", ()),
+        dataset=_read_json(run_dir / "dataset.json", ("id", "splits")),
         steps=steps,
         epochs=epochs,
-        evaluations={split: _read_json(path) for split, path in found.items() if path.is_file()},
+        evaluations=evaluations,
         notes=notes,
     )
 
 
-def _read_json(path: Path) -> Json:
+def _read_json(path: Path, needed: Sequence[str]) -> Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    missing = [key for key in needed if key not in value]
+    if missing:
+        raise ValueError(f"{path} lacks the key(s) {', '.join(missing)}; it has {', '.join(value) or 'none'}")
     return value
 
 
@@ -151,7 +158,7 @@ def _read_metrics(path: Path) -> tuple[list[Json], list[Json], list[str]]:
         return [], [], ["metrics.jsonl does not exist yet: training has logged nothing"]
     last: dict[tuple[str, int], Json] = {}
     notes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -265,7 +272,7 @@ def comparison(runs: Sequence[Run], split: str) -> Json:
             "checkpoint": _shown_path(str(evaluation.get("checkpoint", ""))),
         }
         for name, metrics in evaluation.get("baselines", {}).items():
-            key = (name, run.dataset.get("id"), evaluation["rows"], *sorted(metrics.items()))
+            key = (name, run.dataset["id"], evaluation["rows"], *sorted(metrics.items()))
             baselines.setdefault(
                 key,
                 rows[-1] | {"label": name, "values": metrics, "is_baseline": True, "of": run.label},
@@ -338,7 +345,7 @@ def _checks(run: Run) -> list[str]:
     if {"rows_in", "rows_out", "rejected"} <= data.keys() and data["rows_in"] != data["rows_out"] + data["rejected"]:
         notes.append(f"rows in {data['rows_in']:,} ≠ rows out {data['rows_out']:,} + rejected {data['rejected']:,}")
     for split, evaluation in run.evaluations.items():
-        rows = data.get("splits", {}).get(split, {}).get("rows", evaluation["rows"])
+        rows = data["splits"].get(split, {}).get("rows", evaluation["rows"])
         if rows != evaluation["rows"]:
             notes.append(f"the evaluation covers {evaluation['rows']:,} of the {rows:,} rows of {split}")
     for event in ("step", "epoch"):
@@ -351,7 +358,7 @@ def _checks(run: Run) -> list[str]:
 
 
 def _comparability(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    ids = list(dict.fromkeys(str(run.dataset.get("id")) for run in runs))
+    ids = list(dict.fromkeys(run.dataset["id"] for run in runs))
     if len(ids) > 1:
         return [
             ("comparison", f"the runs use different data ({', '.join(ids)}): their numbers do not compare directly")
@@ -370,7 +377,7 @@ def _settings(run: Run) -> Json:
     epochs = config.get("train", {}).get("epochs")
     return {
         "task": _name_of(config.get("task")),
-        "dataset": run.dataset.get("id") or _name_of(config.get("dataset")),
+        "dataset": run.dataset["id"],
         "model": _name_of(config.get("model")),
         "parameters": None if parameters is None else number(parameters),
         "seed": config.get("seed"),
@@ -387,14 +394,14 @@ def _name_of(section: Any) -> Any:
 def _by_dataset(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[Any, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.dataset.get("id"), []).append(run)
+        groups.setdefault(run.dataset["id"], []).append(run)
     return list(groups.values())
 
 
 def _data_section(runs: Sequence[Run]) -> Json:
     data = runs[0].dataset
     splits = []
-    for name, split in data.get("splits", {}).items():
+    for name, split in data["splits"].items():
         counts = split.get("label_counts") or []
         splits.append(
             {
@@ -540,10 +547,10 @@ def _score_by_rank(runs: Sequence[Run], split: str, pictures: _Pictures) -> list
 
 
 def _label_histogram(data: Json, pictures: _Pictures) -> list[Json]:
-    counts = np.array(data.get("splits", {}).get("train", {}).get("label_counts") or [], dtype=np.int64)
+    counts = np.array(data["splits"].get("train", {}).get("label_counts") or [], dtype=np.int64)
     if counts.sum() == 0:
         return []
-    caption = f"Training rows per label of {data.get('id')}."
+    caption = f"Training rows per label of {data['id']}."
     if len(counts) > plots.MAX_NAMED_BARS:
         top = np.sort(counts)[::-1][:10].sum() / counts.sum()
         caption += f" The 10 most frequent of {len(counts):,} labels make up {top:.1%} of all label appearances."

@@ -47,17 +47,17 @@ def curves(runs: Mapping[str, Mapping[str, Points]], y_label: str, log_y: bool =
     logarithmic if the values are positive and span more than two decades. A series without points is left out.
     """
     figure, (axes,) = _figure(5.0, 3.2)
-    drawn: dict[str, None] = {}
+    drawn = set()
     finite = np.concatenate([np.zeros(0), *(y[np.isfinite(y)] for s in runs.values() for _, y in s.values())])
     for place, series in enumerate(runs.values()):
-        for kind in ("step", "train", "val"):
+        for kind, (_, style) in _SERIES_STYLE.items():
             x, y = series.get(kind, ((), ()))
             if len(x) == 0:
                 continue
-            drawn[kind] = None
+            drawn.add(kind)
             # Few points are shown as such, a single one would be no line at all; many would hide the line.
             marker = _marker(place) if len(x) <= 30 else ""
-            axes.plot(x, y, color=run_color(place), marker=marker, markersize=3.5, **_SERIES_STYLE[kind][1])
+            axes.plot(x, y, color=run_color(place), marker=marker, markersize=3.5, **style)
     axes.ticklabel_format(axis="y", useOffset=False)
     if log_y and finite.size and finite.min() > 0 and finite.max() > 100 * finite.min():
         axes.set_yscale("log")
@@ -65,7 +65,7 @@ def curves(runs: Mapping[str, Mapping[str, Points]], y_label: str, log_y: bool =
     axes.set_ylabel(_plain(y_label))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    kinds = [(_SERIES_STYLE[k][0], Line2D([], [], color=GREY, **_SERIES_STYLE[k][1])) for k in drawn]
+    kinds = [(name, Line2D([], [], color=GREY, **style)) for k, (name, style) in _SERIES_STYLE.items() if k in drawn]
     _legend(figure, runs, {label for label, s in runs.items() if any(len(x) for x, _ in s.values())}, kinds)
     return figure
 

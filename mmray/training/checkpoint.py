@@ -66,7 +66,7 @@ def last(run_dir: Path) -> TrainState | None:
 
 
 def best(run_dir: Path, monitor: str, maximise: bool) -> TrainState:
-    """The state of the checkpoint with the best monitored metric; the newest among equals. ValueError if there is none."""
+    """The state of the checkpoint with the best monitored metric, the newest among equals; ValueError without one."""
     states = list_states(run_dir)
     if not states:
         raise ValueError(f"{run_dir} has no checkpoint; train it first: mmray train {run_dir / 'config.yaml'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,7 +51,7 @@ def tables(
 def micro_batches(table: pa.Table, collate: Callable[[pa.Table], Batch], accumulate: int) -> list[Batch]:
     """The rows of one step as `accumulate` batches, equal in size up to one row."""
     bounds = [i * table.num_rows // accumulate for i in range(accumulate + 1)]
-    return [collate(table.slice(low, high - low)) for low, high in zip(bounds, bounds[1:], strict=False) if high > low]
+    return [collate(table.slice(low, high - low)) for low, high in pairwise(bounds) if high > low]
 
 
 def ahead(make: Callable[[], Iterable[T]], depth: int = 2) -> Iterator[T]:
@@ -64,7 +65,8 @@ def ahead(make: Callable[[], Iterable[T]], depth: int = 2) -> Iterator[T]:
     def put(item: T | None, error: BaseException | None = None, end: bool = False) -> None:
         while not stopped.is_set():
             try:
-                return items.put((item, error, end), timeout=0.1)
+                items.put((item, error, end), timeout=0.1)
+                break
             except queue.Full:
                 continue
 

@@ -113,7 +113,7 @@ class _Epoch:
                 clock.restart()
             every = settings.checkpoint_every_steps
             if every and state.step % every == 0 and state.step_in_epoch < self.steps_per_epoch:
-                self.save(state)
+                self.save(state.model_copy(update={"metrics": {}}))  # what it holds is not what was validated
         measured = whole.measured(context)
         return {**measured, "lr": rate, "train_rows": measured.pop("rows"), "epoch_s": whole.elapsed_s}
 

@@ -1,0 +1,149 @@
+"""The pictures hold the numbers they were given, and are told apart without seeing every colour."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from mmray.reporting import plots
+
+EMPTY = (np.zeros(0), np.zeros(0))
+
+
+def drawn(axes):
+    return [(to_hex(line.get_color()), line.get_xdata(), line.get_ydata()) for line in axes.lines]
+
+
+def test_curves_draw_the_given_values():
+    steps = np.array([10, 20, 30, 40])
+    moe = {"step": (steps, np.array([4.0, 3.0, 2.5, 2.25])), "val": (np.array([40]), np.array([2.5]))}
+    logistic = {"train": (np.array([20, 40]), np.array([3.5, 3.25]))}
+    figure = plots.curves({"moe": moe, "logistic": logistic}, "loss")
+    lines = drawn(figure.axes[0])
+    expected = [(0, *moe["step"]), (0, *moe["val"]), (1, *logistic["train"])]
+    assert len(lines) == 3
+    for (color, x, y), (place, expected_x, expected_y) in zip(lines, expected, strict=True):
+        assert color == plots.run_color(place).lower()
+        np.testing.assert_array_equal(x, expected_x)
+        np.testing.assert_array_equal(y, expected_y)
+    assert figure.axes[0].get_ylabel() == "loss"
+    assert figure.axes[0].get_xlabel() == "training step"
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["moe", "logistic", "train, step", "train, epoch", "val"]
+
+
+def test_a_single_point_is_drawn_as_a_dot():
+    figure = plots.curves({"a": {"val": (np.array([5]), np.array([0.5]))}}, "GAP")
+    assert figure.axes[0].lines[0].get_marker() == "o"
+
+
+@pytest.mark.parametrize(
+    ("values", "log_y", "scale"),
+    [
+        ([1000.0, 1.0], True, "log"),
+        ([1000.0, 1.0], False, "linear"),
+        ([50.0, 1.0], True, "linear"),
+        ([1000.0, 0.0], True, "linear"),
+        ([np.nan, np.nan], True, "linear"),
+    ],
+)
+def test_loss_over_more_than_two_decades_is_logarithmic(values, log_y, scale):
+    figure = plots.curves({"a": {"val": (np.arange(2), np.array(values))}}, "loss", log_y=log_y)
+    assert figure.axes[0].get_yscale() == scale
+
+
+def test_a_run_without_points_keeps_the_colours_of_the_others():
+    figure = plots.curves({"a": {"val": EMPTY}, "b": {"val": (np.arange(2), np.ones(2))}}, "GAP")
+    assert [color for color, _, _ in drawn(figure.axes[0])] == [plots.run_color(1).lower()]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "val"]
+    figure = plots.score_by_rank({"a": EMPTY, "b": (np.arange(9), np.ones(9))}, "AP")
+    assert to_hex(figure.axes[0].lines[0].get_color()) == plots.run_color(1).lower()
+
+
+def naive_smooth(score):
+    smoothed = []
+    for rank in range(1, len(score) + 1):
+        window = [s for r, s in enumerate(score, start=1) if rank - rank // 4 <= r <= rank + rank // 4]
+        known = [s for s in window if not np.isnan(s)]
+        smoothed.append(np.mean(known) if known and len(known) >= len(window) / 2 else np.nan)
+    return smoothed
+
+
+@pytest.mark.parametrize("num_classes", [0, 1, 4, 37, 500])
+def test_smoothing_equals_the_definition(num_classes):
+    rng = np.random.default_rng(num_classes)
+    score = rng.random(num_classes)
+    score[rng.random(num_classes) < 0.3] = np.nan
+    score[num_classes // 2 : num_classes // 2 + 30 * (num_classes > 100)] = np.nan
+    np.testing.assert_allclose(plots.smooth_over_ranks(score), naive_smooth(score), rtol=1e-12)
+
+
+def test_smoothing_by_hand():
+    # Rank 4 averages ranks 3 to 5; rank 5 averages 4 to 6, of which 6 does not exist.
+    np.testing.assert_allclose(plots.smooth_over_ranks(np.array([1.0, 0.5, 0.3, 0.6, 0.0])), [1, 0.5, 0.3, 0.3, 0.3])
+
+
+def test_score_by_rank_sorts_by_training_frequency():
+    train_count = np.array([5, 90, 20, 20])
+    score = np.array([0.1, 0.9, 0.5, np.nan])
+    figure = plots.score_by_rank({"moe": (train_count, score), "logistic": (train_count, score / 2)}, "AP")
+    upper, lower = figure.axes
+    ranked = np.array([0.9, 0.5, np.nan, 0.1])
+    assert len(upper.lines) == 2
+    np.testing.assert_array_equal(upper.lines[0].get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_allclose(upper.lines[0].get_ydata(), naive_smooth(ranked))
+    np.testing.assert_allclose(upper.lines[1].get_ydata(), naive_smooth(ranked / 2))
+    # Both runs count alike, so the frequency is drawn once.
+    assert len(lower.lines) == 1
+    np.testing.assert_array_equal(lower.lines[0].get_ydata(), [90, 20, 20, 5])
+    assert upper.get_xscale() == lower.get_xscale() == "log"
+
+
+def test_score_by_rank_draws_each_frequency_of_different_data():
+    runs = {"a": (np.array([3, 2]), np.ones(2)), "b": (np.array([9, 7, 8]), np.ones(3))}
+    lines = plots.score_by_rank(runs, "AP").axes[1].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[3, 2], [9, 8, 7]]
+
+
+def test_histogram_of_many_labels_counts_each_once():
+    counts = np.concatenate([[0, 0, 1, 2, 3, 4, 7, 8, 1023, 1024], np.full(40, 100)])
+    axes = plots.label_histogram(counts, [f"c{i}" for i in range(50)]).axes[0]
+    heights = [int(bar.get_height()) for bar in axes.patches]
+    expected = [0] * 12
+    for count in counts.tolist():
+        expected[count.bit_length()] += 1
+    assert heights == expected
+    assert sum(heights) == 50
+    assert [tick.get_text() for tick in axes.get_xticklabels()][:6] == ["0", "1", "2", "4", "8", "16"]
+
+
+def test_histogram_of_few_labels_names_them():
+    axes = plots.label_histogram(np.array([5, 30, 0]), ["cat", "dog", "$fox_1$"]).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [30, 5, 0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["dog", "cat", r"\$fox_1\$"]
+
+
+@pytest.mark.parametrize("name", [r"$\frac{", "_hidden", "a\nb", "<b>&amp;", "x" * 500])
+def test_hostile_names_are_drawn(name):
+    runs = {name: (np.arange(9), np.ones(9)), "b": (np.arange(9), np.ones(9))}
+    figure = plots.score_by_rank(runs, name)
+    figure.savefig(io.BytesIO(), format="png")
+    assert len(figure.legends[0].get_texts()) == 2
+
+
+def test_legend_covers_no_data():
+    runs = {f"run number {i}": {"val": (np.arange(5), np.full(5, float(i)))} for i in range(9)}
+    figure = plots.curves(runs, "loss")
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert not legend.overlaps(figure.axes[0].get_window_extent())
+    assert legend.x0 >= 0
+    assert legend.x1 <= figure.bbox.x1
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    before = dict(matplotlib.rcParams)
+    plots.curves({"a": {"val": (np.arange(3), np.arange(3.0))}}, "loss")
+    assert dict(matplotlib.rcParams) == before
