@@ -118,6 +118,26 @@ def synth_group() -> None:
     """Make a synthetic corpus in a real one's own format."""
 
 
+@synth_group.command("youtube8m")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--videos", default=20_000, show_default=True, help="Videos, all splits together.")
+@click.option("--classes", default=200, show_default=True, help="Classes; the real corpus has 4,716.")
+@click.option("--level", type=click.Choice(["video", "frame"]), default="video", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: test_labels=false.")
+def synth_youtube8m(out: Path, videos: int, classes: int, level: str, seed: int, overrides: tuple[str, ...]) -> None:
+    """TFRecord shards as YouTube-8M's, with label names, titles and keywords, in the folder OUT."""
+    from mmray.config import section_from_dict
+    from mmray.console import progress, say
+    from mmray.datasets.synthetic import youtube8m
+
+    values = {"num_videos": videos, "num_classes": classes, "level": level, "seed": seed}
+    config = section_from_dict(youtube8m.Config, values, overrides, where="mmray synth youtube8m")
+    with progress("synth", len(youtube8m.shard_plan(config)), "shards") as advance:
+        summary = youtube8m.generate(out, config, lambda done, total: advance(done))
+    say(f"made {summary}")
+
+
 @cli.group("data")
 def data_group() -> None:
     """Look at corpora."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -26,6 +26,7 @@ from pydantic import (
 
 from mmray import lookup
 
+S = TypeVar("S", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -219,7 +220,20 @@ def from_dict(values: dict[str, Any], where: str = "run") -> Run:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {line}" for line in _explain(error, fields))
+        problems = "\n".join(f"  {line}" for line in _explain(error, Run, fields))
+        raise ValueError(f"{where}: {error.error_count()} wrong value(s)\n{problems}") from None
+
+
+def section_from_dict(
+    schema: type[S], values: dict[str, Any], overrides: Sequence[str] = (), where: str = "settings"
+) -> S:
+    """Validate one section on its own, with overrides; errors as of a whole run."""
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {line}" for line in _explain(error, schema, {}))
         raise ValueError(f"{where}: {error.error_count()} wrong value(s)\n{problems}") from None
 
 
@@ -253,13 +267,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _explain(error: ValidationError, modules: dict[str, Any]) -> Iterator[str]:
+def _explain(error: ValidationError, schema: type[BaseModel], modules: dict[str, Any]) -> Iterator[str]:
     """One line a problem: the dotted key, what is wrong, the value given and what would be right."""
     for problem in error.errors(include_url=False):
         location = [part for part in problem["loc"] if isinstance(part, int) or part != "[key]"]
         key = ".".join(str(part) for part in location)
         if problem["type"] == "extra_forbidden":
-            section = _section_at(location[:-1], modules)
+            section = _section_at(location[:-1], schema, modules)
             choices = sorted(section.model_fields) if section else []
             yield f"{key}: unknown key; {lookup.suggest(str(location[-1]), choices)}"
         elif problem["type"] == "missing":
@@ -268,9 +282,11 @@ def _explain(error: ValidationError, modules: dict[str, Any]) -> Iterator[str]:
             yield f"{key}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _section_at(location: Sequence[int | str], modules: dict[str, Any]) -> type[BaseModel] | None:
+def _section_at(
+    location: Sequence[int | str], schema: type[BaseModel], modules: dict[str, Any]
+) -> type[BaseModel] | None:
     """The model class that validates the section at `location`, to list its keys."""
-    section: type[BaseModel] = Run
+    section = schema
     for part in location:
         if section is Run and part in modules:
             section = modules[str(part)][0]

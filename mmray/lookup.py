@@ -17,7 +17,7 @@ KINDS = {"dataset": "mmray.datasets", "model": "mmray.models", "task": "mmray.ta
 def names(kind: str) -> list[str]:
     """Every name that `kind` (dataset, model or task) offers, sorted."""
     package = importlib.import_module(KINDS[kind])
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and m.name[0] != "_")
 
 
 def load(kind: str, name: str) -> ModuleType:

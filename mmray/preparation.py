@@ -243,7 +243,8 @@ def _by_split(table: pa.Table, source: Source, split: config.Split, group_key: s
 
 
 def _parts(sources: Iterable[Source], part_bytes: int) -> Iterator[Part]:
-    index, held, held_bytes = 0, [], 0
+    index, held_bytes = 0, 0
+    held: list[Source] = []
     for source in sources:
         if held and (held_bytes + source.num_bytes > part_bytes or source.split != held[0].split):
             yield Part(index, tuple(held))

@@ -17,9 +17,14 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 
+def called(function: Callable[..., Any]) -> Any:
+    """Compile as a part of compiled callers: no cache of its own, and no way to call it from Python."""
+    return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
 def inlined(function: Callable[..., Any]) -> Any:
-    """Compile as a part of compiled callers; it has no cache of its own."""
-    return numba.njit(nogil=True)(function)
+    """Compile into each of its compiled callers, where a call would cost as much as the work."""
+    return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)(function)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -27,7 +32,7 @@ def compiled(function: Callable[..., Any]) -> Any:
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba found no folder: every process compiles for itself
-        return inlined(function)
+        return numba.njit(nogil=True)(function)
 
 
 def _address(context: Any, builder: Any, kind: Any, value: Any) -> Any:

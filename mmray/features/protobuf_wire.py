@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmray.features.crc32c import masked_crc32c
-from mmray.features.native import compiled, copy_bytes, inlined, load_u32, load_u64, pointer
+from mmray.features.native import called, compiled, copy_bytes, inlined, load_u32, load_u64, pointer
 
 HEADER_BYTES = 12  # length and its checksum
 FRAME_BYTES = 16  # a frame without its record
@@ -45,7 +45,8 @@ BYTES_LIST, FLOAT_LIST, INT64_LIST = BYTES_1, BYTES_2, BYTES_3
 BAD_TAG = -1
 
 
-# Outside compiled code the fields of these are arrays; inside, pointers to them, which are cheaper to pass on.
+# What the parser is handed. Inside compiled code the arrays are pointers; `read_records` takes the plain tuples of their
+# fields, for a named tuple sends every call from Python through numba's slow path.
 
 
 class Plan(NamedTuple):
@@ -53,6 +54,7 @@ class Plan(NamedTuple):
 
     names: Any  # uint8: all names, end to end
     name_ends: Any  # int64, a slot each
+    kinds: Any  # int64, a slot each: BYTES_LIST, FLOAT_LIST or INT64_LIST
     sizes: Any  # int64, a slot each: floats of a vector, bytes of a frame, else 0
     num_id_names: int
     num_context: int  # slots that stand in field 1 of a record
@@ -82,7 +84,7 @@ class Columns(NamedTuple):
 class Scratch(NamedTuple):
     """Memory of the parser between calls."""
 
-    entries: Any  # int64, two a slot: start and stop of the map entry that counts; start -1: there is none
+    entries: Any  # int64, two a slot: start and stop of the map entry that counts; both -1: there is none
     label_seen: Any  # int64 (num_classes,): the list that a label was last seen in
     num_lists: Any  # int64 (1,): lists begun so far
     span: Any  # int64 (2,): start and stop of the last bytes value
@@ -134,7 +136,7 @@ def read_tag(buffer: Any, i: int, stop: int) -> tuple[int, int, int]:
     return tag, start, start + size
 
 
-@inlined
+@called
 def skip_group(buffer: Any, i: int, stop: int, tag: int) -> int:
     """The position after the group whose start mark, `tag`, ends at byte i; -1 when it is malformed."""
     open_fields = np.empty(MAX_GROUP_DEPTH, np.int64)
@@ -172,8 +174,9 @@ def next_field(buffer: Any, i: int, stop: int) -> tuple[int, int, int]:
 
 
 @inlined
-def find_slot(buffer: Any, start: int, stop: int, plan: Plan, first: int, last: int) -> int:
-    """Which of the slots from `first` up to but without `last` is named `buffer[start:stop]`; -1 for none."""
+def find_slot(buffer: Any, start: int, stop: int, plan: Plan, field: int) -> int:
+    """Which of the slots that stand in `field` (its tag) of a record is named `buffer[start:stop]`; -1 for none."""
+    first, last = (0, plan.num_context) if field == BYTES_1 else (plan.num_context, plan.num_slots)
     for slot in range(first, last):
         name = plan.name_ends[slot - 1] if slot > 0 else 0
         if plan.name_ends[slot] - name == stop - start:
@@ -187,9 +190,9 @@ def find_slot(buffer: Any, start: int, stop: int, plan: Plan, first: int, last: 
 
 @inlined
 def find_entries(
-    buffer: Any, start: int, stop: int, plan: Plan, first: int, last: int, entries: Any
+    buffer: Any, start: int, stop: int, plan: Plan, field: int, entries: Any
 ) -> int:
-    """Note the last entry of each wanted name in a map (Features or FeatureLists)."""
+    """Note the last entry of each wanted name in the map (Features or FeatureLists) that is `field` of a record."""
     i = start
     while i < stop:
         tag, entry, i = next_field(buffer, i, stop)
@@ -205,7 +208,7 @@ def find_entries(
                 return MALFORMED
             if tag == BYTES_1:
                 name_start, name_stop = part, j
-        slot = find_slot(buffer, name_start, name_stop, plan, first, last)
+        slot = find_slot(buffer, name_start, name_stop, plan, field)
         if slot >= 0:
             entries[2 * slot], entries[2 * slot + 1] = entry, i
     return OK
@@ -295,11 +298,11 @@ def read_bytes(buffer: Any, start: int, stop: int, count: int, scratch: Scratch)
 @inlined
 def read_feature(
     buffer: Any, start: int, stop: int, kind: int, count: int,
-    wanted: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch,
+    slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch,
 ) -> tuple[int, int, int]:  # fmt: skip
     """Merge a Feature into one that so far is a list of `kind` with `count` values (0, 0: nothing yet).
 
-    Gives the status, the kind and the count. Only a list of the `wanted` kind is looked into.
+    Gives the status, the kind and the count. Only a list of the slot's own kind is looked into.
     """
     i = start
     while i < stop:
@@ -312,7 +315,7 @@ def read_feature(
             kind, count = tag, 0
             scratch.num_lists[0] += 1
         status = OK
-        if tag != wanted:
+        if tag != plan.kinds[slot]:
             continue
         if tag == FLOAT_LIST:
             status, count = read_floats(buffer, part, i, count, slot, row, plan, columns, scratch)
@@ -327,7 +330,7 @@ def read_feature(
 
 @inlined
 def read_entry(
-    buffer: Any, wanted: int, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
+    buffer: Any, slot: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
 ) -> tuple[int, int]:
     """Read the Feature in the slot's map entry: status, number of values. A Feature that is no list at all has none."""
     kind, count = 0, 0
@@ -338,11 +341,11 @@ def read_entry(
             return MALFORMED, 0
         if tag == BYTES_2:
             status, kind, count = read_feature(
-                buffer, start, i, kind, count, wanted, slot, row, plan, columns, scratch
+                buffer, start, i, kind, count, slot, row, plan, columns, scratch
             )
             if status != OK:
                 return status, 0
-    if kind != wanted and kind != 0:
+    if kind != plan.kinds[slot] and kind != 0:
         note(scratch, slot, 0, kind)
         return WRONG_KIND, 0
     return OK, count
@@ -370,7 +373,7 @@ def read_frames(
             if tag != BYTES_1:
                 continue
             status, kind, num_values = read_feature(
-                buffer, start, j, 0, 0, BYTES_LIST, slot, row, plan, columns, scratch
+                buffer, start, j, np.int64(0), np.int64(0), slot, row, plan, columns, scratch
             )
             if status != OK:
                 return status, count
@@ -390,7 +393,7 @@ def read_frames(
     return OK, count
 
 
-@inlined
+@called
 def is_utf8(buffer: Any, start: int, stop: int) -> bool:
     """Whether `buffer[start:stop]` is UTF-8: shortest forms only, no surrogates (Unicode 15, table 3-7)."""
     i = start
@@ -416,16 +419,8 @@ def is_utf8(buffer: Any, start: int, stop: int) -> bool:
 
 
 @inlined
-def read_id(buffer: Any, row: int, plan: Plan, columns: Columns, scratch: Scratch) -> int:
-    """Read the id: exactly one non-empty bytes value under the first of its names that the record has."""
-    slot = 0
-    while slot < plan.num_id_names and scratch.entries[2 * slot] < 0:
-        slot += 1
-    if slot == plan.num_id_names:
-        return NO_ID
-    status, count = read_entry(buffer, BYTES_LIST, slot, row, plan, columns, scratch)
-    if status != OK:
-        return status
+def store_id(buffer: Any, count: int, slot: int, row: int, columns: Columns, scratch: Scratch) -> int:
+    """Take the bytes value just found as the row's id: exactly one, not empty, UTF-8."""
     note(scratch, slot, 0, count)
     start, stop = scratch.span[0], scratch.span[1]
     if count != 1 or start == stop:
@@ -440,7 +435,7 @@ def read_id(buffer: Any, row: int, plan: Plan, columns: Columns, scratch: Scratc
     return OK
 
 
-@inlined
+@called
 def read_record(
     buffer: Any, start: int, stop: int, row: int, plan: Plan, columns: Columns, scratch: Scratch
 ) -> int:
@@ -448,59 +443,62 @@ def read_record(
     entries = scratch.entries
     num_slots = plan.num_slots
     for slot in range(num_slots):
-        entries[2 * slot] = -1
+        entries[2 * slot], entries[2 * slot + 1] = -1, -1
     i = start
     while i < stop:
         tag, first, i = next_field(buffer, i, stop)
         status = OK
         if tag == BAD_TAG:
             status = MALFORMED
-        elif tag == BYTES_1:
-            status = find_entries(buffer, first, i, plan, 0, plan.num_context, entries)
-        elif tag == BYTES_2 and plan.num_context < num_slots:
-            status = find_entries(buffer, first, i, plan, plan.num_context, num_slots, entries)
-        elif tag == BYTES_2 and first < i:
+        elif tag == BYTES_2 and plan.num_context == num_slots and first < i:
             status = IS_SEQUENCE_EXAMPLE
+        elif tag == BYTES_1 or tag == BYTES_2:
+            status = find_entries(buffer, first, i, plan, tag, entries)
         if status != OK:
             return status
 
-    status = read_id(buffer, row, plan, columns, scratch)
-    if status != OK:
-        return status
-
-    labels = plan.num_id_names
-    count = 0
-    if entries[2 * labels] >= 0:  # test shards have none
-        status, count = read_entry(buffer, INT64_LIST, labels, row, plan, columns, scratch)
-        if status != OK:
-            return status
-    columns.label_offsets[row + 1] = columns.label_offsets[row] + count
-
+    slot, labels = 0, plan.num_id_names
+    while slot < labels and entries[2 * slot] < 0:
+        slot += 1
+    if slot == labels:
+        return NO_ID
+    columns.label_offsets[row + 1] = columns.label_offsets[row]  # test shards have no labels
     num_frames = -1
-    for slot in range(labels + 1, num_slots):
-        if entries[2 * slot] < 0:
+    while slot < num_slots:
+        if entries[2 * slot] < 0 and slot != labels:
             note(scratch, slot, 0, 0)
             return MISSING
         if slot < plan.num_context:
-            status, count = read_entry(buffer, FLOAT_LIST, slot, row, plan, columns, scratch)
-            if status == OK and count != plan.sizes[slot]:
-                note(scratch, slot, 0, count)
-                status = NUM_VALUES
+            status, count = read_entry(buffer, slot, row, plan, columns, scratch)
         else:
             status, count = read_frames(buffer, slot, row, plan, columns, scratch)
-            if status == OK and (count == 0 or (num_frames >= 0 and count != num_frames)):
-                note(scratch, slot, num_frames, count)
-                status = FRAME_COUNT
-            num_frames = count
         if status != OK:
             return status
+        if slot < labels:
+            status = store_id(buffer, count, slot, row, columns, scratch)
+            if status != OK:
+                return status
+            slot = labels
+            continue
+        if slot == labels:
+            columns.label_offsets[row + 1] = columns.label_offsets[row] + count
+        elif slot < plan.num_context:
+            if count != plan.sizes[slot]:
+                note(scratch, slot, 0, count)
+                return NUM_VALUES
+        else:
+            if count == 0 or (num_frames >= 0 and count != num_frames):
+                note(scratch, slot, num_frames, count)
+                return FRAME_COUNT
+            num_frames = count
+        slot += 1
     columns.frame_offsets[row + 1] = columns.frame_offsets[row] + max(0, min(num_frames, plan.max_frames))
     return OK
 
 
 @compiled
 def read_records(
-    buffer: Any, start: int, stop: int, verify_crc: bool, row: int, plan: Plan, columns: Columns, scratch: Scratch
+    buffer: Any, start: int, stop: int, verify_crc: bool, row: int, plan: Any, columns: Any, scratch: Any
 ) -> tuple[int, int, int]:
     """Parse the frames of `buffer[start:stop]` into the rows from `row` on, until something must be decided.
 
@@ -508,21 +506,15 @@ def read_records(
     `NEED_BYTES`: the frame there is not complete in the buffer; `BATCH_FULL`: no room for it; else what is wrong with it.
     """
     data = pointer(buffer)
-    to_read = Plan(
-        pointer(plan.names), pointer(plan.name_ends), pointer(plan.sizes), plan.num_id_names, plan.num_context,
-        plan.num_slots, plan.num_classes, plan.max_frames, plan.max_float_bits,
-    )  # fmt: skip
+    p, c, s = plan, columns, scratch
+    to_read = Plan(pointer(p[0]), pointer(p[1]), pointer(p[2]), pointer(p[3]), p[4], p[5], p[6], p[7], p[8], p[9])
     to_write = Columns(
-        pointer(columns.id_bytes), pointer(columns.id_offsets), pointer(columns.labels), pointer(columns.label_offsets),
-        pointer(columns.vectors), pointer(columns.frames), pointer(columns.frame_offsets), pointer(columns.bases),
-        columns.max_rows, columns.max_id_bytes, columns.max_labels, columns.max_frames,
+        pointer(c[0]), pointer(c[1]), pointer(c[2]), pointer(c[3]), pointer(c[4]), pointer(c[5]), pointer(c[6]),
+        pointer(c[7]), c[8], c[9], c[10], c[11],
     )  # fmt: skip
-    memory = Scratch(
-        pointer(scratch.entries), pointer(scratch.label_seen), pointer(scratch.num_lists), pointer(scratch.span),
-        pointer(scratch.detail),
-    )  # fmt: skip
+    memory = Scratch(pointer(s[0]), pointer(s[1]), pointer(s[2]), pointer(s[3]), pointer(s[4]))
     i = start
-    while row < columns.max_rows:
+    while row < to_write.max_rows:
         if stop - i < HEADER_BYTES:
             return NEED_BYTES, i, row
         if verify_crc and masked_crc32c(data, i, i + 8) != load_u32(data, i + 8):

@@ -131,7 +131,7 @@ def read_batches(
     *,
     reject: Reject,
     batch_rows: int = 1024,
-    batch_bytes: int = 64 << 20,
+    batch_bytes: int = 16 << 20,
     verify_crc: bool = True,
     reuse_buffers: bool = False,
 ) -> Iterator[Batch]:
@@ -152,7 +152,7 @@ def read_batches(
     with _Shard(path) as shard:
         while True:
             status, shard.start, rows_now = wire.read_records(
-                shard.buffer, shard.start, shard.stop, verify_crc, row, plan, columns, scratch
+                shard.buffer, shard.start, shard.stop, verify_crc, row, tuple(plan), tuple(columns), tuple(scratch)
             )
             row, record = rows_now, record + rows_now - row
             if status == wire.NEED_BYTES:
@@ -246,7 +246,8 @@ class _Shard:
         while self.stop - self.start < num_bytes:
             if self.start > 0:
                 kept = self.stop - self.start
-                self.buffer[:kept] = self.buffer[self.start : self.stop]
+                memory = memoryview(self.buffer)  # moves in place, where numpy would make a copy first
+                memory[:kept] = memory[self.start : self.stop]
                 self.before += self.start
                 self.start, self.stop = 0, kept
             if self.stop == len(self.buffer):
@@ -337,11 +338,14 @@ def _plan(spec: RecordSpec, batch_rows: int, batch_bytes: int) -> tuple[int, wir
     rows = max(1, min(batch_rows, batch_bytes // max(1, 4 * sum(spec.vectors.values()))))
     names = [name.encode() for name in (*spec.id_names, spec.labels_name, *spec.vectors, *spec.frames)]
     sizes = [0] * (len(spec.id_names) + 1) + [*spec.vectors.values(), *spec.frames.values()]
+    kinds = [wire.BYTES_LIST] * len(spec.id_names) + [wire.INT64_LIST]
+    kinds += [wire.FLOAT_LIST] * len(spec.vectors) + [wire.BYTES_LIST] * len(spec.frames)
     # The largest float32 that float16 rounds down to its own largest value, 65504, and not up to infinity.
     largest = np.finfo(np.float32).max if spec.dtype == "float32" else np.nextafter(np.float32(65520), np.float32(0))
     plan = wire.Plan(
         names=np.frombuffer(b"".join(names), np.uint8).copy(),
         name_ends=np.cumsum([len(name) for name in names]).astype(np.int64),
+        kinds=np.array(kinds, np.int64),
         sizes=np.array(sizes, np.int64),
         num_id_names=len(spec.id_names),
         num_context=len(names) - len(spec.frames),

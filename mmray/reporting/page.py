@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import math
-import os
 import re
 import shlex
 from collections import Counter
@@ -70,7 +69,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     pictures = _Pictures(out)
     page = _template().render(
-        title=runs[0].label if len(runs) == 1 else f"{len(runs)} runs: {', '.join(r.label for r in runs)}",
+        title=runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared",
         runs=runs,
         colors={run.label: plots.run_color(place) for place, run in enumerate(runs)},
         split=split,
@@ -189,13 +188,10 @@ def _distinct_labels(runs: list[Run]) -> list[Run]:
 
 def _shown_path(path: str) -> str:
     """An absolute path as others may see it: from the current folder where it lies below it, else its last part."""
-    if not path.startswith(("/", "~", "file://")):
+    if not path.startswith(("/", "~/", "file:///")):
         return path
-    plain = Path(path.removeprefix("file://")).expanduser()
-    try:
-        return str(plain.relative_to(Path.cwd()))
-    except ValueError:
-        return plain.name
+    plain = Path(path.removeprefix("file://"))
+    return str(plain.relative_to(Path.cwd())) if plain.is_relative_to(Path.cwd()) else plain.name
 
 
 def _without_absolute_paths(value: Any) -> Any:
@@ -218,7 +214,7 @@ def headline(runs: Sequence[Run], split: str) -> Json | None:
     """The best run by the first metric of the evaluation, and the strongest baseline it meets there.
 
     `gain` is how far it is ahead of the baseline in the metric's better direction, negative if behind, None without a
-    baseline. None if no run has a finite value.
+    baseline. Runs on other data than the first evaluated one do not compete. None if no run has a finite value.
     """
     evaluated = [run for run in runs if run.evaluations.get(split, {}).get("metrics")]
     if not evaluated:
@@ -226,7 +222,8 @@ def headline(runs: Sequence[Run], split: str) -> Json | None:
     metric = next(iter(evaluated[0].evaluations[split]["metrics"]))
     sign = -1 if lower_is_better(metric) else 1
     values = {run.label: run.evaluations[split]["metrics"].get(metric) for run in evaluated}
-    ranked = [run for run in evaluated if _is_finite(values[run.label])]
+    data = evaluated[0].dataset["id"]
+    ranked = [run for run in evaluated if _is_finite(values[run.label]) and run.dataset["id"] == data]
     if not ranked:
         return None
     best = max(ranked, key=lambda run: sign * values[run.label])
@@ -256,7 +253,7 @@ def comparison(runs: Sequence[Run], split: str) -> Json:
     """The table of a split: a row per run and per baseline, a column per metric, the best of each column marked.
 
     A baseline that several runs of one data set report with the same values stands once. A run without an evaluation
-    has `values` None.
+    has `values` None. Among runs on different data nothing is marked.
     """
     rows: list[Json] = []
     baselines: dict[tuple[Any, ...], Json] = {}
@@ -287,7 +284,7 @@ def comparison(runs: Sequence[Run], split: str) -> Json:
     for metric in metrics:
         values = [row["values"].get(metric) for row in rows if row["values"]]
         finite = [value for value in values if _is_finite(value)]
-        if finite:
+        if finite and len(_by_dataset(runs)) == 1:
             best[metric] = min(finite) if lower_is_better(metric) else max(finite)
     return {"split": split, "metrics": metrics, "rows": rows, "best": best}
 
@@ -613,7 +610,7 @@ def _duration(seconds: float) -> str:
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(os.path.dirname(__file__)),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -7,6 +7,7 @@ show in one picture keeps its place there with empty arrays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -194,11 +195,14 @@ def _legend(figure: Figure, runs: Mapping[str, object], drawn: set[str], kinds: 
     entries += kinds
     if entries:
         longest = max(len(label) for label, _ in entries)
+        ncols = 3 if longest <= 16 else 2 if longest <= 28 else 1
+        # Each further row of the legend is added to the picture, so many runs don't squeeze the axes.
+        figure.set_figheight(figure.get_figheight() + 0.17 * (math.ceil(len(entries) / ncols) - 1))
         figure.legend(
             [line for _, line in entries],
             [label for label, _ in entries],
             loc="outside upper left",
-            ncols=3 if longest <= 16 else 2 if longest <= 30 else 1,
+            ncols=ncols,
             fontsize=8,
             frameon=False,
             handlelength=2.4,

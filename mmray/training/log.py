@@ -27,8 +27,8 @@ class RunLog:
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
         if not step:
             plain = {k: v if isinstance(v, (bool, int, float, str)) else json.dumps(v) for k, v in settings.items()}
-            for summary in hparams(plain, {monitor: None}):
-                self._board.file_writer.add_summary(summary)
+            for summary in hparams(plain, {monitor: None}):  # type: ignore[no-untyped-call]
+                self._board._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
     def write(self, event: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Add one line. `step` counts finished optimiser steps."""

@@ -1,12 +1,15 @@
 """The report page, read back: every number on it must be one of the run folder's."""
 
 import base64
+import contextlib
 import json
 import re
 import struct
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,34 +177,53 @@ def moe(tmp_path):
     return write_run(tmp_path / "moe", splits=("val", "test"))
 
 
-@pytest.fixture
-def logistic(tmp_path):
-    return write_run(tmp_path / "logistic", name="logistic", model="logistic", seed=1, quality=0.85)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two finished runs, `moe` and `logistic`, that no test changes."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "moe", splits=("val", "test"))
+    write_run(folder / "logistic", name="logistic", model="logistic", seed=1, quality=0.85)
+    return folder
 
 
-def test_page_refers_to_nothing_outside(tmp_path, moe, logistic):
-    reader, html = report(tmp_path, moe, logistic)
+@pytest.fixture(scope="module")
+def pair(folder):
+    """The comparison of both runs, read back, and its HTML."""
+    return report(folder, folder / "moe", folder / "logistic")
+
+
+@pytest.fixture(scope="module")
+def single(folder):
+    """The page about one run, written from the folder above it."""
+    with contextlib.chdir(folder):
+        index = page.write_report([Path("moe")], Path("single"))
+    html = (folder / index).read_text(encoding="utf-8")
+    return Reader(html), html
+
+
+def test_page_refers_to_nothing_outside(folder, pair):
+    reader, html = pair
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", html)
     assert not re.search(r"url\(|@import|https?://", html)
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(reader.tags)
     sources = [value for name, value in reader.attributes if name in ("src", "href", "srcset")]
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert str(tmp_path) not in html
+    assert str(folder) not in html
     assert "/data/youtube8m" not in html
     assert len(html) < 2_000_000
 
 
-def test_comparison_shows_the_metrics_of_every_run_and_baseline(tmp_path, moe, logistic):
-    reader, _ = report(tmp_path, moe, logistic)
+def test_comparison_shows_the_metrics_of_every_run_and_baseline(folder, pair):
+    reader, _ = pair
     table = reader.tables["comparison-test"]
     assert table[0] == ["run or baseline", "GAP", "mAP", "Hit@1", "PERR", "rows", "checkpoint"]
     expected = []
-    for run in (moe, logistic):
+    for run in (folder / "moe", folder / "logistic"):
         evaluation = load(run, "evaluation/test.json")
         cells = [f"{value:.4f}" for value in evaluation["metrics"].values()]
         expected.append([run.name, *cells, "3,000", "checkpoints/step-00001100"])
-    baseline = load(moe, "evaluation/test.json")["baselines"]["prior"]
+    baseline = load(folder / "moe", "evaluation/test.json")["baselines"]["prior"]
     # Both runs report the same baseline on the same data: it stands once.
     expected.append(["baseline: prior", *(f"{value:.4f}" for value in baseline.values()), "3,000", ""])
     assert table[1:] == expected
@@ -210,8 +232,8 @@ def test_comparison_shows_the_metrics_of_every_run_and_baseline(tmp_path, moe, l
     assert reader.bold == ["0.7112", "0.4021", "0.8000", "0.6634", "0.8000", "0.7112", "0.4021", "0.8000", "0.6634"]
 
 
-def test_headline_names_metric_baseline_gain_and_rows(tmp_path, moe, logistic):
-    reader, _ = report(tmp_path, logistic, moe)
+def test_headline_names_metric_baseline_gain_and_rows(pair):
+    reader, _ = pair
     text = " ".join(reader.text.split())
     assert "GAP on test, moe, the best of 2 runs 0.7112" in text
     assert "0.5989 better than the strongest baseline, prior (0.1123). Measured on 3,000 rows." in text
@@ -241,14 +263,15 @@ def test_headline_takes_the_better_direction(tmp_path, metric, value, baselines,
     found = page.headline([page.read_run(folder) for folder in runs], "test")
     if run is None:
         assert found is None
+        reader, _ = report(tmp_path, *runs)
+        assert "The evaluation on test holds no finite metric." in reader.text
     else:
         assert (found["run"], found["baseline"]) == (run, strongest)
         assert found["gain"] == (None if gain is None else pytest.approx(gain))
-    report(tmp_path, *runs)
 
 
-def test_data_section_shows_every_count(tmp_path, moe):
-    reader, _ = report(tmp_path, moe)
+def test_data_section_shows_every_count(folder, single):
+    reader, _ = single
     assert reader.tables["counts"] == [
         ["rows in", "20,000"],
         ["rows out", "19,998"],
@@ -258,16 +281,15 @@ def test_data_section_shows_every_count(tmp_path, moe):
         ["split", "by corpus file names"],
     ]
     expected = []
-    for name, split in load(moe, "dataset.json")["splits"].items():
+    for name, split in load(folder / "moe", "dataset.json")["splits"].items():
         labels, rows = sum(split["label_counts"]), split["rows"]
         empty = split["label_counts"].count(0)
         expected.append([name, f"{rows:,}", f"{labels:,}", f"{labels / rows:.2f}", f"{empty:,}"])
     assert reader.tables["splits"][1:] == expected
 
 
-def test_settings_throughput_hardware_and_config(tmp_path, moe, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    reader, html = report(tmp_path, moe)
+def test_settings_throughput_hardware_and_config(folder, single):
+    reader, html = single
     settings = dict(reader.tables["settings"])
     assert settings == {
         "task": "video_classification",
@@ -289,13 +311,13 @@ def test_settings_throughput_hardware_and_config(tmp_path, moe, monkeypatch):
     assert hardware["GPUs"] == "2 x NVIDIA H200"
     assert hardware["memory, GB"] == "23.4"
     shown = yaml.safe_load(re.search(r"<pre>(.*?)</pre>", html, re.S)[1])
-    expected = yaml.safe_load((moe / "config.yaml").read_text())
+    expected = yaml.safe_load((folder / "moe" / "config.yaml").read_text())
     expected["dataset"]["root"] = "youtube8m"  # an absolute path is nobody's business
     assert shown == expected
 
 
-def test_settings_that_differ(tmp_path, moe, logistic):
-    reader, _ = report(tmp_path, moe, logistic)
+def test_settings_that_differ(pair):
+    reader, _ = pair
     assert reader.tables["differences"][1:] == [
         ["name", "moe", "logistic"],
         ["seed", "0", "1"],
@@ -304,10 +326,10 @@ def test_settings_that_differ(tmp_path, moe, logistic):
     ]
 
 
-def test_class_tables_hold_the_input(tmp_path, moe, logistic):
-    reader, _ = report(tmp_path, moe, logistic)
+def test_class_tables_hold_the_input(folder, pair):
+    reader, _ = pair
     frequent, best, worst, everything = (table[1:] for table in reader.tables["classes"])
-    per_class = [load(run, "evaluation/test.json")["per_class"] for run in (moe, logistic)]
+    per_class = [load(run, "evaluation/test.json")["per_class"] for run in (folder / "moe", folder / "logistic")]
     order = sorted(range(200), key=lambda c: (-per_class[0][c]["train_count"], c))
 
     def row(c):
@@ -325,13 +347,13 @@ def test_class_tables_hold_the_input(tmp_path, moe, logistic):
 
 
 def test_few_classes_are_shown_once(tmp_path):
-    reader, _ = report(tmp_path, write_run(tmp_path / "pets", num_classes=37))
+    reader, _ = report(tmp_path, write_run(tmp_path / "pets", num_classes=37, num_epochs=0))
     assert [len(table) for table in reader.tables["classes"]] == [38]
 
 
-def test_pictures_are_png_files_of_twice_the_shown_size(tmp_path, moe, logistic):
-    reader, html = report(tmp_path, moe, logistic)
-    files = {path.stem: path.read_bytes() for path in (tmp_path / "report").glob("*.png")}
+def test_pictures_are_png_files_of_twice_the_shown_size(folder, pair):
+    reader, html = pair
+    files = {path.stem: path.read_bytes() for path in (folder / "report").glob("*.png")}
     curves = {f"curve_{name}" for name in ("loss", "gap", "map", "hit_at_1", "perr", "lr")}
     assert set(files) == curves | {"score_by_rank", "label_histogram", "rows_per_s", "input_wait_percent"}
     assert sorted(reader.images) == sorted(files.values())
@@ -344,7 +366,8 @@ def test_pictures_are_png_files_of_twice_the_shown_size(tmp_path, moe, logistic)
         assert struct.unpack(">II", png[16:24]) == (2 * int(width), 2 * int(height))
 
 
-def test_curves_carry_the_logged_values(moe, logistic, tmp_path, monkeypatch):
+def test_curves_carry_the_logged_values(tmp_path, folder, monkeypatch):
+    moe, logistic = folder / "moe", folder / "logistic"
     drawn = {}
 
     def record(runs, y_label, log_y=False):
@@ -374,6 +397,7 @@ def test_a_run_that_is_not_evaluated(tmp_path, moe, monkeypatch):
     reader, _ = report(tmp_path, moe)
     assert "Not evaluated: run mmray evaluate moe." in reader.text
     last = json.loads((moe / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "After 10 epochs:" in reader.text
     assert f"val/gap {last['val/gap']:.4f}" in reader.text
     assert not [key for key in reader.tables if key.startswith("comparison")]
 
@@ -425,7 +449,7 @@ def test_a_resumed_run_keeps_the_last_event_of_a_step(moe):
 
 
 def test_4716_classes(tmp_path):
-    reader, html = report(tmp_path, write_run(tmp_path / "large", num_classes=4716, num_epochs=1))
+    reader, html = report(tmp_path, write_run(tmp_path / "large", num_classes=4716, num_epochs=0))
     assert [len(table) - 1 for table in reader.tables["classes"]] == [20, 10, 10, 4716]
     assert len(html) < 2_000_000
 
@@ -440,7 +464,7 @@ def test_hostile_names_stay_text(tmp_path):
     change(run, "environment.json", lambda e: e.update(cpu=evil, gpus=[evil]))
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"event": "epoch", "step": 2000, "epoch": 10, f"val/{evil}": 0.5, "val/a/b": 1.0}) + "\n")
-    reader, _ = report(tmp_path, run, write_run(tmp_path / "good", num_classes=50))
+    reader, _ = report(tmp_path, run, write_run(tmp_path / "good", num_classes=50, num_epochs=0))
     assert "script" not in reader.tags
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
     assert all(value.startswith("data:") for name, value in reader.attributes if name == "src")
@@ -448,7 +472,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
-    runs = [write_run(tmp_path / place / "moe", num_classes=5, num_epochs=1) for place in "ab"]
+    runs = [write_run(tmp_path / place / "moe", num_classes=5, num_epochs=0, splits=()) for place in "ab"]
     reader, _ = report(tmp_path, *runs)
     assert reader.tables["settings"][0] == ["", "moe (moe) #1", "moe (moe) #2"]
     monkeypatch.chdir(tmp_path)
@@ -456,8 +480,9 @@ def test_runs_of_one_name_are_told_apart(tmp_path, monkeypatch):
     assert reader.tables["settings"][0] == ["", "moe (a/moe)", "moe (b/moe)"]
 
 
-def test_other_data_and_other_metrics_are_said(tmp_path, moe):
-    other = write_run(tmp_path / "other", name="other", num_classes=37)
+def test_other_data_and_other_metrics_are_said(tmp_path):
+    moe = write_run(tmp_path / "moe", num_epochs=0)
+    other = write_run(tmp_path / "other", name="other", num_classes=37, num_epochs=0)
     change(other, "dataset.json", lambda d: d.update(id="oxford_pets-99", rows_in=20_001))
     change(
         other,
@@ -475,6 +500,8 @@ def test_other_data_and_other_metrics_are_said(tmp_path, moe):
     assert table[2][:7] == ["other", "—", "—", "—", "—", "0.9000", "2,000 of 2,990"]
     assert [row[0] for row in table[3:]] == ["baseline: prior (data of moe)", "baseline: prior (data of other)"]
     assert len(reader.tables["classes"]) == 4 + 1
+    assert reader.bold == []
+    assert "the best of" not in reader.text
 
 
 def test_a_loss_that_is_not_finite_is_said(tmp_path, moe):
@@ -518,10 +545,30 @@ def test_no_run_or_one_twice_is_refused(tmp_path, moe):
         page.write_report([moe, moe / ".." / "moe"], tmp_path / "report")
 
 
-def test_the_same_runs_give_the_same_bytes(tmp_path, moe):
-    first = page.write_report([moe], tmp_path / "one")
-    second = page.write_report([moe], tmp_path / "two")
-    assert first.read_bytes() == second.read_bytes()
+def test_the_same_runs_give_the_same_bytes(tmp_path, folder, single):
+    with contextlib.chdir(folder):
+        again = page.write_report([Path("moe")], tmp_path / "again")
+    assert again.read_bytes() == (folder / "single" / "index.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/data/private/corpus", "corpus"),
+        ("~/corpus", "corpus"),
+        ("file:///data/corpus", "corpus"),
+        ("s3://bucket/corpus", "s3://bucket/corpus"),
+        ("corpus/train", "corpus/train"),
+        ("~3 epochs", "~3 epochs"),
+    ],
+)
+def test_absolute_paths_in_a_config_are_cut(tmp_path, path, shown):
+    run = write_run(tmp_path / "moe", num_classes=5, num_epochs=0, splits=())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["dataset"]["roots"] = [path]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    _, html = report(tmp_path, run)
+    assert yaml.safe_load(unescape(re.search(r"<pre>(.*?)</pre>", html, re.S)[1]))["dataset"]["roots"] == [shown]
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,11 @@ def test_hostile_names_are_drawn(name):
 def test_legend_covers_no_data():
     runs = {f"run number {i}": {"val": (np.arange(5), np.full(5, float(i)))} for i in range(9)}
     figure = plots.curves(runs, "loss")
+    lone = plots.curves({"a": runs["run number 0"]}, "loss")
     figure.canvas.draw()
+    lone.canvas.draw()
+    # The axes keep their height; it's the picture that grows.
+    assert figure.axes[0].bbox.height == pytest.approx(lone.axes[0].bbox.height, rel=0.03)
     legend = figure.legends[0].get_window_extent()
     assert not legend.overlaps(figure.axes[0].get_window_extent())
     assert legend.x0 >= 0
