@@ -26,6 +26,8 @@ INPUT_SIZE, NUM_CLASSES = 1152, 4716
 
 
 class Naive(nn.Module):
+    """The layer as usually written: batch first, experts innermost."""
+
     def __init__(self, input_size: int, num_classes: int, num_experts: int) -> None:
         super().__init__()
         self.num_experts = num_experts
@@ -33,6 +35,7 @@ class Naive(nn.Module):
         self.experts = nn.Linear(input_size, num_classes * num_experts)
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Mean over rows of the cross-entropy summed over classes."""
         gates = self.gates(x).view(*labels.shape, self.num_experts + 1).softmax(dim=-1)
         experts = self.experts(x).view(*labels.shape, self.num_experts).sigmoid()
         p = (gates[..., : self.num_experts] * experts).sum(dim=-1).float()

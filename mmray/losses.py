@@ -1,9 +1,36 @@
-"""Losses."""
+"""Losses that more than one model shares.
+
+Every loss is a mean over rows, so that it doesn't depend on the batch size; over the classes of a row it sums, as
+independent decisions do. An empty batch has loss 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 
-def binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over rows, sum over classes."""
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum") / max(1, len(logits))
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over rows of the binary cross-entropy summed over classes: a scalar, in float32 or better.
+
+    logits: (B, C), log-odds; labels: (B, C), bool or 0 and 1. ValueError if the shapes differ.
+    """
+    if logits.shape != labels.shape:
+        raise ValueError(f"logits have shape {tuple(logits.shape)}, labels {tuple(labels.shape)}; both must be (B, C)")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+    return total / max(1, len(logits))
+
+
+def multilabel_loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """The training loss of a multi-label model for inputs x and labels (B, C), bool: a scalar.
+
+    A model that has a `loss(x, labels)` of its own, because it can do better than by way of its logits, is asked for
+    it; any other is given `binary_cross_entropy`. Under DistributedDataParallel call this inside the wrapped module's
+    forward, not with the wrapper: gradients are synchronised only for what passes through its forward.
+    """
+    own: Callable[[Tensor, Tensor], Tensor] | None = getattr(model, "loss", None)
+    return binary_cross_entropy(model(x), labels) if own is None else own(x, labels)

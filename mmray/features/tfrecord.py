@@ -26,6 +26,7 @@ from mmray.features import crc32c
 from mmray.features import protobuf_wire as wire
 from mmray.schema import Column, arrow_schema
 
+BUFFER_BYTES = 4096 * 1024
 CHUNK_BYTES = 512 * 1024  # read at once: with the rows being written it stays in a level-2 cache
 GZIP_MAGIC = b"\x1f\x8b\x08"
 KINDS = {0: "nothing", wire.BYTES_LIST: "bytes", wire.FLOAT_LIST: "float", wire.INT64_LIST: "int64"}
@@ -212,7 +213,7 @@ class _Shard:
 
     def __init__(self, path: str):
         self.path = path
-        self.buffer = np.empty(CHUNK_BYTES, np.uint8)
+        self.buffer = np.empty(BUFFER_BYTES, np.uint8)
         self.start = self.stop = 0
         self.before = 0  # bytes of the file that precede the buffer
         self.damage = ""  # why decompression had to end early
@@ -244,16 +245,17 @@ class _Shard:
         The buffer grows with what really arrives, never to a length that only a header claims.
         """
         while self.stop - self.start < num_bytes:
-            if self.start > 0:
+            memory = memoryview(self.buffer)  # moves bytes in place, where numpy would make a copy first
+            if self.start > 0 and len(memory) - self.stop < CHUNK_BYTES:
                 kept = self.stop - self.start
-                memory = memoryview(self.buffer)  # moves in place, where numpy would make a copy first
                 memory[:kept] = memory[self.start : self.stop]
                 self.before += self.start
                 self.start, self.stop = 0, kept
-            if self.stop == len(self.buffer):
+            if self.stop == len(memory):
                 self.buffer = np.concatenate([self.buffer, np.empty_like(self.buffer)])
+                memory = memoryview(self.buffer)
+            target = memory[self.stop : self.stop + CHUNK_BYTES]
             try:
-                target = memoryview(self.buffer)[self.stop :]
                 # readinto1: gzip's readinto would lose what it had decompressed before it met the damage.
                 num_read = self.file.readinto1(target) if self.is_gzip else self.file.readinto(target)  # type: ignore[attr-defined]
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:

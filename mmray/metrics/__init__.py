@@ -1,0 +1,1 @@
+"""Metrics: definitions, conventions, sources, and accumulators that merge. One family a module."""

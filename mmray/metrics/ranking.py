@@ -148,19 +148,20 @@ class RankingMetrics:
         self._count(label_classes, offsets, hits)
 
     def update_top_k(self, classes: NDArray[np.integer], scores: NDArray[np.floating], labels: Labels) -> None:
-        """Add B videos by their stored predictions: `classes` and `scores`, both (B, k), each row in any order.
+        """Add B videos by their w >= k best predictions: `classes` and `scores`, both (B, w), each row in any order.
 
-        Rows may be broadcast. A video with more labels than k has no exact PERR, as its classes beyond the top k are
-        gone: such videos are counted in `num_videos_beyond_k`, and once there is one, `compute` leaves out `perr`.
+        Rows may be broadcast. Those beyond k serve PERR alone. A video with more labels than w has no exact PERR, as its
+        further classes are gone: such videos are counted in `num_videos_beyond_k`, and once there is one, `compute`
+        leaves out `perr`.
         ValueError, naming row and class, on NaN, on a class or label outside [0, C) or one given twice.
         """
         label_classes, offsets = _validated_labels(labels, len(scores), self.num_classes)
         classes, top_scores = self._validated_predictions(classes, scores)
         _sort_rows(classes, top_scores)
         codes, hits = self._mark_hits(classes, top_scores, label_classes, offsets)
-        self._append(top_scores, codes)
+        self._append(top_scores[:, : self.k], codes[:, : self.k])
         self._count(label_classes, offsets, hits)
-        self.num_videos_beyond_k += int(np.count_nonzero(np.diff(offsets) > self.k))
+        self.num_videos_beyond_k += int(np.count_nonzero(np.diff(offsets) > classes.shape[1]))
 
     def merge(self, other: RankingMetrics) -> None:
         """Add the videos of `other`, which stays as it is; ValueError if its classes or k differ."""
@@ -265,7 +266,7 @@ class RankingMetrics:
         if self.num_videos_beyond_k > 0:
             raise ValueError(
                 f"{self.num_videos_beyond_k} videos have more labels than the k={self.k} predictions stored of each, "
-                "so PERR is unknown; store more predictions, or use update() with the scores of all classes"
+                "so PERR is unknown; store more of them (predict.top_k), or use update() with the scores of all classes"
             )
         shares = self._hits_by_num_labels[1:] / np.arange(1, self.num_classes + 1)
         return float(shares.sum()) / max(int(self._videos_by_num_labels[1:].sum()), 1)
@@ -306,7 +307,7 @@ class RankingMetrics:
         label_classes: NDArray[np.int64],
         offsets: NDArray[np.int64],
     ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
-        """The codes of sorted predictions, (B, k), and each video's hits for PERR among its first min(n, k), (B,)."""
+        """The codes of sorted predictions, (B, w), and each video's hits for PERR among its first min(n, w), (B,)."""
         codes = np.empty(classes.shape, self._code_dtype)
         hits = np.empty(len(classes), np.int64)
         _mark_hits(classes, scores, label_classes, offsets, self.num_classes, codes, hits)
@@ -315,11 +316,11 @@ class RankingMetrics:
     def _validated_predictions(
         self, classes: NDArray[np.integer], scores: NDArray[np.floating]
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Copies of both; ValueError unless each row has k different classes and no NaN."""
-        if classes.shape != (len(scores), self.k) or scores.shape != classes.shape:
+        """Copies of both; ValueError unless each row has k or more different classes and no NaN."""
+        if classes.ndim != 2 or classes.shape[1] < self.k or scores.shape != classes.shape:
             raise ValueError(
                 f"classes has shape {classes.shape} and scores {scores.shape}; expected (videos, {self.k}) of both: "
-                f"the top {self.k} of {self.num_classes} classes"
+                f"the top {self.k} of {self.num_classes} classes, or more of them"
             )
         if classes.dtype.kind not in "iu":
             raise ValueError(f"classes are {classes.dtype}; expected integers")
@@ -335,7 +336,7 @@ class RankingMetrics:
         if twice.any():
             row, place = np.argwhere(twice)[0]
             raise ValueError(
-                f"row {row} predicts class {ordered[row, place]} twice; expected {self.k} different classes"
+                f"row {row} predicts class {ordered[row, place]} twice; expected different classes"
             )
         return np.array(classes, dtype=np.int32), np.array(float32_rows(scores))
 
@@ -405,14 +406,14 @@ def _mark_hits(
     codes_out: NDArray[np.unsignedinteger],
     hits_out: NDArray[np.int64],
 ) -> None:
-    num_rows, k = classes.shape
+    num_rows, width = classes.shape
     last_row = np.full(num_classes, -1, np.int64)  # the last row that has this label
     for i in range(num_rows):
         for j in range(offsets[i], offsets[i + 1]):
             last_row[label_classes[j]] = i
         num_labels = offsets[i + 1] - offsets[i]
         hits_out[i] = 0
-        for j in range(k):
+        for j in range(width):
             hit = last_row[classes[i, j]] == i
             codes_out[i, j] = 2 * classes[i, j] + hit
             hits_out[i] += hit and j < num_labels and scores[i, j] > 0

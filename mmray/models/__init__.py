@@ -1,0 +1,17 @@
+"""Architectures, for one device: no module here knows of other processes. One architecture a module; the module's name
+is its name in a run file.
+
+Every module here offers `Config`, a pydantic model (unknown keys rejected, frozen) with the hyper-parameters, whose
+`name` is the module's name. For a classifier of vectors:
+
+- `Config.inputs`: the modalities whose vectors are concatenated into x, in this order; None = all. The task does it;
+- `Config.build(input_size, num_classes) -> nn.Module`: D numbers in, C classes out. On `torch.device("meta")` too;
+- `forward(x) -> logits`: x (B, D) float, logits (B, C). A logit is the log-odds of the class: its sigmoid is the
+  probability. Rows don't depend on one another in eval mode;
+- `loss(x, labels) -> scalar`, where the model has a better way than through its logits or a penalty to add: labels
+  (B, C) bool; the mean over rows of the binary cross-entropy summed over classes. `mmray.losses.multilabel_loss` calls
+  it, or falls back on the logits.
+
+Parameters are float32. Autocast is the caller's choice: matrix products follow it, all that adds up or exponentiates
+stays float32. Initial weights depend on torch's global generator alone.
+"""

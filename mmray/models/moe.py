@@ -76,7 +76,7 @@ class MixtureOfExperts(nn.Module):
     def reset_parameters(self) -> None:
         """Xavier-uniform weights, as of one layer D -> C (E + 1) of gates and one D -> C E of experts; biases 0."""
         num_classes, _, input_size = self.weight.shape
-        gates, experts = self.weight.detach().split([self.num_experts + 1, self.num_experts], dim=1)
+        gates, experts = torch.split(self.weight.detach(), [self.num_experts + 1, self.num_experts], dim=1)
         for units in (gates, experts):
             bound = math.sqrt(6 / (input_size + num_classes * units.shape[1]))
             nn.init.uniform_(units, -bound, bound)
@@ -91,8 +91,8 @@ class MixtureOfExperts(nn.Module):
         """The log-odds log p - log(1 - p), shape (B, C), of every class for the vectors x, shape (B, D)."""
         classes = _classes_per_block(x, self.weight)
         blocks = [
-            _log_odds((w.flatten(0, 1) @ x.T).unflatten(0, w.shape[:2]), b)
-            for w, b in zip(self.weight.split(classes), self.bias.split(classes), strict=True)
+            _log_odds((w.flatten(0, 1) @ x.T).view(*w.shape[:2], -1), b)
+            for w, b in zip(torch.split(self.weight, classes), torch.split(self.bias, classes), strict=True)
         ]
         return torch.cat(blocks).T
 
@@ -118,7 +118,7 @@ class MixtureOfExperts(nn.Module):
 
 # Bytes of one block's float32 activations. On a CPU small enough for the second-level cache of one core, yet enough
 # classes for the matrix products to run at full speed; elsewhere enough to fill the device.
-_BLOCK_BYTES = {"cpu": 4 << 20}
+_BLOCK_BYTES = {"cpu": 2 << 20}
 _BLOCK_BYTES_ELSEWHERE = 64 << 20
 
 
@@ -131,7 +131,7 @@ def _log_odds(units: Tensor, bias: Tensor) -> Tensor:
     """log p - log(1 - p), shape (N, B), of units (N, G, B) and bias (N, E). The softmax's denominator cancels."""
     num_experts = bias.shape[1]
     units = units.to(torch.promote_types(units.dtype, torch.float32))
-    dummy, gates, experts = units.split([1, num_experts, num_experts], dim=1)
+    dummy, gates, experts = torch.split(units, [1, num_experts, num_experts], dim=1)
     experts = experts + bias.unsqueeze(2)
     log_p = torch.logsumexp(gates + F.logsigmoid(experts), dim=1)
     log_not_p = torch.logsumexp(torch.cat([dummy, gates + F.logsigmoid(-experts)], dim=1), dim=1)
@@ -153,7 +153,7 @@ class _FusedLoss(torch.autograd.Function):
         with_gradient: bool,
     ) -> Tensor:
         """`dtype` is that of the matrix products; sums over blocks are kept in the parameters' dtype."""
-        num_classes, num_units, input_size = weight.shape
+        num_classes, num_units, _ = weight.shape
         scale = 1 / max(1, x.shape[0])
         needs = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
         x_gradient = torch.zeros(x.shape, dtype=weight.dtype, device=x.device) if needs[0] else None
@@ -169,7 +169,7 @@ class _FusedLoss(torch.autograd.Function):
                 rows = weight[block].flatten(0, 1)  # (N G, D), a view
                 factors = rows.to(dtype)
                 products = factors @ inputs.T  # (N G, B)
-                units = products.to(torch.promote_types(dtype, torch.float32)).unflatten(0, (-1, num_units))
+                units = products.to(torch.promote_types(dtype, torch.float32)).view(-1, num_units, x.shape[0])
                 units[:, -bias.shape[1] :] += bias[block].unsqueeze(2)
                 loss += scale * _to_gradient_(units, labels[:, block].T.contiguous(), scale)
                 if l2_penalty:
@@ -186,7 +186,9 @@ class _FusedLoss(torch.autograd.Function):
                     if dtype == out.dtype:
                         torch.addmm(rows, gradient, inputs, beta=l2_penalty, out=out)
                     else:
-                        torch.add(gradient @ inputs, rows, alpha=l2_penalty, out=out)
+                        out.copy_(gradient @ inputs)
+                        if l2_penalty:
+                            out.add_(rows, alpha=l2_penalty)
                 if bias_gradient is not None:
                     torch.sum(units[:, -bias.shape[1] :], dim=2, out=bias_gradient[block])
 
@@ -199,7 +201,7 @@ class _FusedLoss(torch.autograd.Function):
         """Scale the gradients, and let go of them: autograd then keeps them as they are instead of copying them."""
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            raise RuntimeError("backward() was called a second time on one MixtureOfExperts.loss; compute the loss anew")
+            raise RuntimeError("this MixtureOfExperts.loss has been differentiated before; compute it anew")
         if loss_gradient.item() != 1:
             for gradient in gradients:
                 if gradient is not None:
@@ -219,7 +221,7 @@ def _to_gradient_(units: Tensor, labels: Tensor, scale: float) -> Tensor:
 def _to_gradient_torch(units: Tensor, labels: Tensor, scale: float) -> Tensor:
     """Any device and float type."""
     num_experts = units.shape[1] // 2
-    gates, experts = units.split([num_experts + 1, num_experts], dim=1)
+    gates, experts = torch.split(units, [num_experts + 1, num_experts], dim=1)
     labels = labels.unsqueeze(1)
     wrong_logit = torch.where(labels, -experts, experts)
     wrong = torch.cat([labels.to(units.dtype), torch.sigmoid(wrong_logit)], dim=1)
@@ -280,7 +282,7 @@ def _to_gradient_numba(
     wrong = np.empty((num_experts + 1, _ROWS), np.float32)
     y, sign, max_gate, max_joint, gate_sum, joint_sum, wrong_sum = np.empty((7, _ROWS), np.float32)
     often_wrong, gate_scale, joint_scale, wrong_scale, mixture_wrong = np.empty((5, _ROWS), np.float32)
-    rest = 0.0
+    rest = np.zeros(_ROWS)
     for c in range(num_classes):
         for start in range(0, num_rows, _ROWS):
             stop = min(start + _ROWS, num_rows)
@@ -323,7 +325,6 @@ def _to_gradient_numba(
                     wrong_sum[b] += gate_k[b] * wrong_k[b]
 
             odds_c = odds[c, start:stop]
-            rest_c = _ZERO
             for b in rows:
                 mixture_wrong[b] = wrong_sum[b] / gate_sum[b]
                 mixture_right = _ONE - mixture_wrong[b]
@@ -332,11 +333,10 @@ def _to_gradient_numba(
                     odds_c[b] = mixture_wrong[b] / mixture_right
                 else:
                     odds_c[b] = gate_sum[b] / joint_sum[b] - _ONE
-                    rest_c += max_gate[b] - max_joint[b]
+                    rest[b] += max_gate[b] - max_joint[b]
                 gate_scale[b] = scale / gate_sum[b]
                 joint_scale[b] = scale / joint_sum[b]
                 wrong_scale[b] = gate_scale[b] / mixture_right
-            rest += rest_c
 
             for k in range(num_experts + 1):
                 a = units[c, k, start:stop]
@@ -352,4 +352,4 @@ def _to_gradient_numba(
                 joint_k, wrong_k = joint[k], wrong[k]
                 for b in rows:
                     e[b] = sign[b] * joint_k[b] * joint_scale[b] * wrong_k[b]
-    return rest
+    return rest.sum()

@@ -74,7 +74,6 @@ def _fit(run: config.Run, folder: Path, run_dir: Path, info: DatasetInfo, scalin
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    run_folder.write_environment(run_dir, num_workers=scaling["num_workers"], use_gpu=scaling["use_gpu"])
     with tempfile.TemporaryDirectory(prefix="mmray-") as scratch, _watch(run, run_dir, info):
         trainer = TorchTrainer(
             _work,

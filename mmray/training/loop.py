@@ -18,7 +18,7 @@ from torch import nn
 
 from mmray import config
 from mmray.tasks import Batch, Task
-from mmray.training import checkpoint
+from mmray.training import checkpoint, run_folder
 from mmray.training.checkpoint import TrainState
 from mmray.training.context import Context
 from mmray.training.feed import TrainTables, ValTables, ahead, micro_batches
@@ -42,6 +42,11 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
         folder = checkpoint.folder_of(context.run_dir, state.step)
         checkpoint.load_model(folder, model)
         checkpoint.load_optimizer(folder, optimizer)
+    if context.rank == 0:
+        num_parameters = sum(p.numel() for p in model.parameters())
+        run_folder.write_environment(
+            context.run_dir, num_workers=context.world_size, device=context.device.type, num_parameters=num_parameters
+        )
     monitor = run.train.monitor or task.monitor
     step_loss = _step_loss(task, model, run.train, context)
     with _log(run, state, monitor, context) as log:

@@ -75,7 +75,7 @@ def read_info(run_dir: Path) -> DatasetInfo:
 
 
 def write_environment(run_dir: Path, **facts: Any) -> None:
-    """Record hardware and versions, with `facts` from the caller beside them."""
+    """Record hardware and versions of this machine, with `facts` from the caller beside them."""
     from importlib.metadata import version
 
     import torch

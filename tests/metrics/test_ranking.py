@@ -439,3 +439,14 @@ def test_settings_that_make_no_sense_are_refused():
         average_precision(np.ones(2, np.float32), [True, True], 1)
     with pytest.raises(ValueError, match=r"scores\[1\] is NaN"):
         average_precision(np.array([0.5, np.nan], np.float32), [True, True], 2)
+
+
+def test_predictions_beyond_k_make_perr_exact_and_change_nothing_else() -> None:
+    rng = np.random.default_rng(7)
+    scores = rng.random((60, 40), np.float32)
+    labels = labels_of_multi_hot(rng.random((60, 40)) < 0.3)  # up to 20 labels a video, k is 5
+    dense, stored = RankingMetrics(40, k=5), RankingMetrics(40, k=5)
+    dense.update(scores, labels)
+    stored.update_top_k(*top_k(scores, 25), labels)
+    assert stored.compute() == dense.compute()
+    assert "perr" in stored.compute()
