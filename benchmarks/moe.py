@@ -111,8 +111,7 @@ def report_memory(kind: str, num_experts: int, batch_size: int, dtype: torch.dty
         model = moe.Config(num_experts=num_experts).build(INPUT_SIZE, NUM_CLASSES)
     else:
         model = Naive(INPUT_SIZE, NUM_CLASSES, num_experts)
-    start = time.perf_counter()
-    for _ in range(2):
+    for _ in range(3):
         start = time.perf_counter()
         train_step(model, x, labels, dtype)
     seconds = time.perf_counter() - start
@@ -131,18 +130,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-of", choices=["naive", "ours"], help="one process's part of the memory table")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--batch-size", type=int, default=128)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
-        report_memory(arguments.memory_of, 32, 128, getattr(torch, arguments.dtype))
+        report_memory(arguments.memory_of, 32, arguments.batch_size, getattr(torch, arguments.dtype))
         return
     print("  E  batch")
     for num_experts in (2, 4):
         compare_speed(num_experts, 512, arguments.rounds)
-    for dtype in ("float32", "bfloat16"):
+    for batch_size, dtype in ((128, "float32"), (128, "bfloat16"), (512, "bfloat16")):
         for kind in ("naive", "ours"):
-            command = [sys.executable, __file__, "--memory-of", kind, "--dtype", dtype]
-            subprocess.run([*command, "--threads", str(arguments.threads)], check=True)
+            command = [sys.executable, __file__, "--threads", str(arguments.threads), "--memory-of", kind]
+            subprocess.run([*command, "--batch-size", str(batch_size), "--dtype", dtype], check=True)
 
 
 if __name__ == "__main__":

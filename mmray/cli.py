@@ -143,6 +143,27 @@ def data_group() -> None:
     """Look at corpora."""
 
 
+@data_group.command("verify")
+@click.argument("path")
+@click.option("--classes", type=int, help="Number of classes that labels are checked against.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the whole report here.")
+@_verbose
+def data_verify(path: str, classes: int | None, json_path: Path | None, verbose: bool) -> None:
+    """Check every record of TFRecord shards: checksums, features, labels, lengths, duplicate ids.
+
+    PATH is a folder, a pattern or a shard. The exit status is 1 if anything is bad.
+    """
+    from mmray.files import write_json
+    from mmray.on_ray import verify
+
+    report = verify.verify(path, classes, verbose)
+    verify.describe(report)
+    if json_path:
+        write_json(json_path, verify.as_dict(report))
+    if report.rejected or report.duplicated_ids:
+        sys.exit(1)
+
+
 @cli.group("config")
 def config_group() -> None:
     """Look at run files."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -140,7 +141,8 @@ def publish(plan: Plan, notes: Sequence[PartNote]) -> DatasetInfo:
             splits[name] = _merge(found)
     rejected = [bad for note in notes for bad in note.rejected]
     rows = sum(split.rows for split in splits.values())
-    reasons = Counter(str(bad["reason"]).split(":")[0] for bad in rejected)
+    # Reasons that differ in numbers alone are one kind.
+    reasons = Counter(re.sub(r"\d+", "N", str(bad["reason"]).split(":")[0]) for bad in rejected)
     if len(rejected) > run.prepare.max_bad_fraction * (rows + len(rejected)):
         listed = "\n".join(f"  {Rejected(**bad)}" for bad in rejected[:10])  # type: ignore[arg-type]
         raise BadInputError(

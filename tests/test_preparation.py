@@ -148,9 +148,9 @@ def test_interrupted_preparation_goes_on(make_corpus: MakeCorpus) -> None:
 
 def test_first_bad_record_fails(make_corpus: MakeCorpus) -> None:
     run = make_corpus(dataset={"num_classes": 6})
-    with pytest.raises(BadInputError, match=r"train00\.tfrecord, record 1, byte \d+: .*6.*\n.*on_bad_input: skip"):
+    with pytest.raises(BadInputError, match=r"test00\.tfrecord, record 1, byte \d+: label 6 .*\n.*on_bad_input: skip"):
         prepare(run)
-    assert list((preparation.plan(run).aside / "train").iterdir()) == []
+    assert not any(path.is_file() for path in preparation.plan(run).aside.rglob("*")), "no half-written file is left"
 
 
 def test_bad_records_are_skipped_counted_and_listed(make_corpus: MakeCorpus) -> None:
@@ -161,7 +161,8 @@ def test_bad_records_are_skipped_counted_and_listed(make_corpus: MakeCorpus) -> 
     listed = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
     assert len(listed) == info.rejected == sum(info.rejected_reasons.values())
     assert listed[0]["record"] == 1
-    assert listed[0]["path"].endswith("train00.tfrecord")
+    assert listed[0]["path"].endswith("test00.tfrecord")
+    assert info.rejected_reasons == {"label N is outside [N, N)": info.rejected}
 
 
 def test_too_many_bad_records_fail(make_corpus: MakeCorpus) -> None:

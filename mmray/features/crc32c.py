@@ -1,26 +1,27 @@
 """CRC-32C (Castagnoli), compiled: the checksum of TFRecord files.
 
-On x86 the SSE4.2 `crc32` instruction takes 8 bytes every cycle but needs three cycles for a result, so three neighbouring
-blocks are summed at once and joined by a table (V. Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using
-CRC32 Instruction", Intel, 2011). Elsewhere eight tables take 8 bytes a step ("slicing by 8": M. Kounavis and F. Berry,
-2005). Both give the same number; which one runs is decided by the processor alone, which is part of numba's cache key.
+On x86 the SSE4.2 `crc32` instruction takes 8 bytes every cycle but needs three cycles for a result, so three
+neighbouring blocks are summed at once and joined by a table (V. Gopal et al., "Fast CRC Computation for iSCSI
+Polynomial Using CRC32 Instruction", Intel, 2011). Elsewhere eight tables take 8 bytes a step ("slicing by 8":
+M. Kounavis and F. Berry, 2005). Both give the same number; which one runs is decided by the processor alone, which is
+part of numba's cache key.
 
 `buffer` is a uint8 array or a pointer into one.
 """
+# mypy: disable-error-code="no-any-return, untyped-decorator"
 
 from __future__ import annotations
 
 import platform
 from typing import Any
 
-import llvmlite.binding
+import llvmlite.binding  # type: ignore[import-untyped]
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
-from mmray.features.native import compiled, inlined, load_u64
+from mmray.features.native import compiled, inlined, intrinsic, load_u64
 
 POLYNOMIAL = np.uint32(0x82F63B78)  # Castagnoli's, bits reversed
 ALL_ONES = np.uint64(0xFFFFFFFF)
@@ -28,7 +29,7 @@ LOW_BYTE = np.uint64(0xFF)
 BLOCK_BYTES = 256  # of each of the three sums that run at once: a multiple of 8
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _instruction(typing_context: Any, crc: Any, word: Any) -> Any:
     """SSE4.2: the running sum (low 32 bits of a uint64) after 8 more bytes."""
 
@@ -122,12 +123,11 @@ def crc32c_tables(buffer: np.ndarray, start: int, stop: int) -> np.uint64:
 
 def has_sse42() -> bool:
     """Whether numba compiles for an x86-64 processor with SSE4.2 (NUMBA_CPU_NAME and NUMBA_CPU_FEATURES count)."""
-    if platform.machine().lower() not in ("x86_64", "amd64") or numba.config.DISABLE_JIT:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    if numba.config.CPU_FEATURES is not None:
-        return "+sse4.2" in numba.config.CPU_FEATURES
-    if numba.config.CPU_NAME is not None:
-        return False
+    settings: Any = numba.config
+    if settings.CPU_NAME is not None or settings.CPU_FEATURES is not None:
+        return "+sse4.2" in (settings.CPU_FEATURES or "")
     return bool(llvmlite.binding.get_host_cpu_features().get("sse4.2", False))
 
 

@@ -5,6 +5,7 @@ None of these checks a bound: the caller has.
 numba's cache watches only the file of the outermost function, and compiled callers carry this module, and each other
 module's `inlined` functions, within them: after an edit of such code delete `mmray/features/__pycache__/*.nbi`.
 """
+# mypy: disable-error-code="no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
 
@@ -12,27 +13,31 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
-from llvmlite import ir
+import numba.extending
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+# Their types leave out the options and the second call used here.
+njit: Any = numba.njit
+intrinsic: Any = numba.extending.intrinsic
 
 
 def called(function: Callable[..., Any]) -> Any:
     """Compile as a part of compiled callers: no cache of its own, and no way to call it from Python."""
-    return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile into each of its compiled callers, where a call would cost as much as the work."""
-    return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)(function)
+    return njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)(function)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls: no GIL, and kept on disk wherever a cache folder can be written."""
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba found no folder: every process compiles for itself
-        return numba.njit(nogil=True)(function)
+        return njit(nogil=True)(function)
 
 
 def _address(context: Any, builder: Any, kind: Any, value: Any) -> Any:
@@ -40,7 +45,7 @@ def _address(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     return context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def pointer(typing_context: Any, array: Any) -> Any:
     """`p = pointer(array)`: p[i] is array[i] of a C-contiguous array that something else keeps alive.
 
@@ -57,7 +62,7 @@ def pointer(typing_context: Any, array: Any) -> Any:
 def _load(number: Any) -> Any:
     """An intrinsic `load(buffer, i)`: the little-endian `number` at byte i of a uint8 array or pointer."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def load(typing_context: Any, buffer: Any, i: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             address = builder.gep(_address(context, builder, signature.args[0], arguments[0]), [arguments[1]])
@@ -72,7 +77,7 @@ load_u32 = _load(types.uint32)
 load_u64 = _load(types.uint64)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def copy_bytes(typing_context: Any, target: Any, at: Any, source: Any, start: Any, count: Any) -> Any:
     """`target[at : at + count] = source[start : start + count]` of uint8 memory that doesn't overlap."""
 

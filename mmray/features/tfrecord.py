@@ -1,39 +1,32 @@
 """TFRecord shards of `tf.train.Example` or `tf.train.SequenceExample`: a file in, columns out, no TensorFlow.
 
-The shard is read a chunk at a time into a buffer that stays in the processor's cache, where `protobuf_wire` checks it and
-writes its values to their places in a batch. Every record gives either one row or one call of `reject`. Damage costs
-what it hit: a record with a wrong checksum is passed over; after a wrong length the next frame whose two checksums hold
-is looked for. Only a shard of the other kind of message than `RecordSpec` asks for is no matter of single records: it
-raises `SchemaError`.
+The shard is read a chunk at a time into a buffer that stays in the processor's cache, where `tfrecord_columns` checks
+it and writes its values to their places in a batch. Every record gives either one row or one call of `reject`. Damage
+costs what it hit: a record with a wrong checksum is passed over; after a wrong length the next frame whose two
+checksums hold is looked for. Only a shard of the other kind of message than `RecordSpec` asks for is no matter of
+single records: it raises `SchemaError`.
 
 Format: https://www.tensorflow.org/tutorials/load_data/tfrecord
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from mmray.features import crc32c
-from mmray.features import protobuf_wire as wire
+from mmray.features import tfrecord_columns as kernel
+from mmray.features.tfrecord_shard import KINDS, Shard, contents_of
 from mmray.schema import Column, arrow_schema
-
-BUFFER_BYTES = 4096 * 1024
-CHUNK_BYTES = 512 * 1024  # read at once: with the rows being written it stays in a level-2 cache
-GZIP_MAGIC = b"\x1f\x8b\x08"
-KINDS = {0: "nothing", wire.BYTES_LIST: "bytes", wire.FLOAT_LIST: "float", wire.INT64_LIST: "int64"}
 
 
 class SchemaError(ValueError):
-    """The shard holds the other kind of message: an Example was asked for and a SequenceExample stands there, or vice versa."""
+    """The shard holds SequenceExamples where Examples were asked for, or the reverse."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ class BadRecord:
 Reject = Callable[[BadRecord], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Rows as a structure of arrays. With `reuse_buffers` they are valid until the next batch is asked for."""
 
@@ -105,7 +98,7 @@ class Batch:
         return len(self.ids)
 
     def to_arrow(self, spec: RecordSpec) -> pa.RecordBatch:
-        """The same rows and memory with the columns `spec.columns`: nothing but offsets and frame counts is computed."""
+        """The same rows as the columns `spec.columns`, in the same memory; only offsets and counts are computed."""
         columns: list[pa.Array] = [
             self.ids,
             pa.ListArray.from_arrays(pa.array(self.label_offsets), pa.array(self.labels)),
@@ -113,9 +106,7 @@ class Batch:
         columns += [pa.FixedShapeTensorArray.from_numpy_ndarray(vector) for vector in self.vectors.values()]
         for frames in self.frames.values():
             offsets = pa.py_buffer(self.frame_offsets * frames.shape[1])
-            columns.append(
-                pa.Array.from_buffers(pa.large_binary(), len(self), [None, offsets, pa.py_buffer(frames)])
-            )
+            columns.append(pa.Array.from_buffers(pa.large_binary(), len(self), [None, offsets, pa.py_buffer(frames)]))
         if self.frames:
             columns.append(pa.array(np.diff(self.frame_offsets).astype(np.int32)))
         return pa.RecordBatch.from_arrays(columns, schema=arrow_schema(spec.columns))
@@ -138,9 +129,10 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Read a shard, plain or gzip, in file order.
 
-    A batch has at most `batch_rows` rows and, unless one row alone needs more, `batch_bytes` bytes of vectors and as many
-    of frames. Without `verify_crc` damaged values go unnoticed where they still parse. `reuse_buffers` writes each batch
-    over the one before, which spares fresh memory: for consumers that are done with a batch when they ask for the next.
+    A batch has at most `batch_rows` rows and, unless one row alone needs more, `batch_bytes` bytes of vectors and as
+    many of frames. Without `verify_crc` damaged values go unnoticed where they still parse. `reuse_buffers` writes each
+    batch over the one before, which spares fresh memory: for consumers that are done with a batch when they ask for the
+    next.
 
     Raises SchemaError where the shard holds the other kind of message, OSError where it can't be read, and whatever
     `reject` raises.
@@ -150,23 +142,23 @@ def read_batches(
     columns = _allocate(spec, plan, room)
     row, record = 0, 0
     framing_held = True  # so far: `record` counts
-    with _Shard(path) as shard:
+    with Shard(path) as shard:
         while True:
-            status, shard.start, rows_now = wire.read_records(
+            status, shard.start, rows_now = kernel.read_records(
                 shard.buffer, shard.start, shard.stop, verify_crc, row, tuple(plan), tuple(columns), tuple(scratch)
             )
             row, record = rows_now, record + rows_now - row
-            if status == wire.NEED_BYTES:
+            if status == kernel.NEED_BYTES:
                 if not shard.fill(shard.frame_bytes()):
                     break
-            elif status == wire.BATCH_FULL and row > 0:
+            elif status == kernel.BATCH_FULL and row > 0:
                 yield _batch(spec, plan, columns, row)
                 row = 0
                 columns = columns if reuse_buffers else _allocate(spec, plan, room)
-            elif status == wire.BATCH_FULL:  # one record alone needs more room
+            elif status == kernel.BATCH_FULL:  # one record alone needs more room
                 room = _Room(rows, 2 * room.id_bytes, 2 * room.labels, 2 * room.frames)
                 columns = _allocate(spec, plan, room)
-            elif status in (wire.BAD_LENGTH_CRC, wire.ABSURD_LENGTH):
+            elif status in (kernel.BAD_LENGTH_CRC, kernel.ABSURD_LENGTH):
                 framing_held = False
                 reject(_lost(shard, status))
             else:
@@ -180,142 +172,16 @@ def read_batches(
             reject(BadRecord(tail, shard.offset, record if framing_held and shard.start < shard.stop else None))
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What stands in a record: features (kind and number of values) and feature lists (frames, kind and size of one)."""
-
-    features: dict[str, tuple[str, int]]
-    feature_lists: dict[str, tuple[int, str, int]]
-
-    def __str__(self) -> str:
-        parts = [f"{name} ({count} {kind})" for name, (kind, count) in self.features.items()]
-        parts += [f"{name} ({n} frames of {size} {kind})" for name, (n, kind, size) in self.feature_lists.items()]
-        return ", ".join(parts) if parts else "no feature"
-
-
-def read_contents(path: str, num_records: int) -> list[Contents]:
-    """What the first records of a shard hold, whatever it is; ValueError where not even the first has a whole frame."""
-    found: list[Contents] = []
-    with _Shard(path) as shard:
-        while len(found) < num_records and shard.fill(shard.frame_bytes()):
-            record = shard.record()
-            if record is None:
-                break
-            found.append(_contents(shard.buffer, *record))
-            shard.start += shard.frame_bytes()
-        if not found:
-            raise ValueError(f"{path}: {shard.tail() or _lost(shard, wire.BAD_LENGTH_CRC).reason}")
-    return found
-
-
-class _Shard:
-    """The bytes of a file, decompressed: `buffer[start:stop]` are read and still to parse."""
-
-    def __init__(self, path: str):
-        self.path = path
-        self.buffer = np.empty(BUFFER_BYTES, np.uint8)
-        self.start = self.stop = 0
-        self.before = 0  # bytes of the file that precede the buffer
-        self.damage = ""  # why decompression had to end early
-        self.file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115: closed in __exit__
-        self.is_gzip = False
-        self.fill(wire.HEADER_BYTES)
-        head = bytes(self.buffer[: min(self.stop, len(GZIP_MAGIC))])
-        # A record of 35,615 bytes begins like gzip, but its header has the right checksum.
-        if head == GZIP_MAGIC and wire.find_header(self.buffer, 0, min(self.stop, wire.HEADER_BYTES)) != 0:
-            self.is_gzip = True
-            self.file.seek(0)
-            self.file = gzip.GzipFile(fileobj=self.file, mode="rb")  # type: ignore[assignment]
-            self.start = self.stop = 0
-
-    def __enter__(self) -> _Shard:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.file.close()
-
-    @property
-    def offset(self) -> int:
-        """Where in the file `start` is."""
-        return self.before + self.start
-
-    def fill(self, num_bytes: int) -> bool:
-        """Read until `num_bytes` stand in the buffer; False when the file ends before.
-
-        The buffer grows with what really arrives, never to a length that only a header claims.
-        """
-        while self.stop - self.start < num_bytes:
-            memory = memoryview(self.buffer)  # moves bytes in place, where numpy would make a copy first
-            if self.start > 0 and len(memory) - self.stop < CHUNK_BYTES:
-                kept = self.stop - self.start
-                memory[:kept] = memory[self.start : self.stop]
-                self.before += self.start
-                self.start, self.stop = 0, kept
-            if self.stop == len(memory):
-                self.buffer = np.concatenate([self.buffer, np.empty_like(self.buffer)])
-                memory = memoryview(self.buffer)
-            target = memory[self.stop : self.stop + CHUNK_BYTES]
-            try:
-                # readinto1: gzip's readinto would lose what it had decompressed before it met the damage.
-                num_read = self.file.readinto1(target) if self.is_gzip else self.file.readinto(target)  # type: ignore[attr-defined]
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                self.damage = str(error)
-                return False
-            if not num_read:
-                return False
-            self.stop += num_read
-        return True
-
-    def frame_bytes(self) -> int:
-        """Bytes of the frame at `start`, from its header; of a header where that is not in the buffer or absurd."""
-        if self.stop - self.start < wire.HEADER_BYTES:
-            return wire.HEADER_BYTES
-        length = int(self.buffer[self.start : self.start + 8].view("<u8")[0])
-        return wire.FRAME_BYTES + length if length <= wire.MAX_RECORD_BYTES else wire.HEADER_BYTES
-
-    def record(self) -> tuple[int, int] | None:
-        """Start and stop of the record whose frame begins at `start`; None without a whole frame, both checksums right."""
-        if not self.fill(wire.HEADER_BYTES):
-            return None
-        if wire.find_header(self.buffer, self.start, self.start + wire.HEADER_BYTES) != self.start:
-            return None
-        if not self.fill(self.frame_bytes()):
-            return None
-        first, last = self.start + wire.HEADER_BYTES, self.start + self.frame_bytes() - 4
-        stored = int(self.buffer[last : last + 4].view("<u4")[0])
-        return (first, last) if crc32c.masked_crc32c(self.buffer, first, last) == stored else None
-
-    def tail(self) -> str:
-        """What is wrong with the end of the file, once no more can be read; empty when it ended after a frame."""
-        left = self.stop - self.start
-        if self.damage:
-            return f"damaged gzip ({self.damage}): the {left} bytes before the damage are no whole record"
-        if self.offset + left == 0:
-            return "the file is empty"
-        if left == 0:
-            return ""
-        if left < wire.HEADER_BYTES:
-            return f"truncated: {left} bytes are left, a frame's header has {wire.HEADER_BYTES}"
-        return f"truncated: the frame has {self.frame_bytes()} bytes, {left} are left"
-
-
-def _lost(shard: _Shard, status: int) -> BadRecord:
+def _lost(shard: Shard, status: int) -> BadRecord:
     """Leave a frame whose length can't be believed for the next whole frame, or the end of the file."""
     lost_from = shard.offset
     length = int(shard.buffer[shard.start : shard.start + 8].view("<u8")[0])
-    shard.start += 1
-    while shard.fill(wire.HEADER_BYTES):
-        shard.start = wire.find_header(shard.buffer, shard.start, shard.stop)
-        if shard.stop - shard.start >= wire.HEADER_BYTES:
-            if shard.record():
-                break
-            shard.start += 1
-    found = shard.stop - shard.start >= wire.HEADER_BYTES
-    if not found:
-        shard.start = shard.stop
+    found = shard.seek_frame()
     if lost_from == 0 and not found:
         return BadRecord("not a TFRecord file: no frame whose checksums hold stands anywhere in it", 0, None)
-    what = f"absurd record length {length}" if status == wire.ABSURD_LENGTH else "checksum of the record length is wrong"
+    what = (
+        f"absurd record length {length}" if status == kernel.ABSURD_LENGTH else "checksum of the record length is wrong"
+    )
     rest = "next whole frame" if found else "end of the file"
     return BadRecord(f"{what}: the {shard.offset - lost_from} bytes up to the {rest} are lost", lost_from, None)
 
@@ -335,16 +201,16 @@ def _frame_bytes(spec: RecordSpec) -> int:
     return max(1, sum(spec.frames.values()))
 
 
-def _plan(spec: RecordSpec, batch_rows: int, batch_bytes: int) -> tuple[int, wire.Plan, wire.Scratch]:
+def _plan(spec: RecordSpec, batch_rows: int, batch_bytes: int) -> tuple[int, kernel.Plan, kernel.Scratch]:
     """Rows of a batch, and what the compiled parser needs to know."""
     rows = max(1, min(batch_rows, batch_bytes // max(1, 4 * sum(spec.vectors.values()))))
     names = [name.encode() for name in (*spec.id_names, spec.labels_name, *spec.vectors, *spec.frames)]
     sizes = [0] * (len(spec.id_names) + 1) + [*spec.vectors.values(), *spec.frames.values()]
-    kinds = [wire.BYTES_LIST] * len(spec.id_names) + [wire.INT64_LIST]
-    kinds += [wire.FLOAT_LIST] * len(spec.vectors) + [wire.BYTES_LIST] * len(spec.frames)
+    kinds = [kernel.BYTES_LIST] * len(spec.id_names) + [kernel.INT64_LIST]
+    kinds += [kernel.FLOAT_LIST] * len(spec.vectors) + [kernel.BYTES_LIST] * len(spec.frames)
     # The largest float32 that float16 rounds down to its own largest value, 65504, and not up to infinity.
     largest = np.finfo(np.float32).max if spec.dtype == "float32" else np.nextafter(np.float32(65520), np.float32(0))
-    plan = wire.Plan(
+    plan = kernel.Plan(
         names=np.frombuffer(b"".join(names), np.uint8).copy(),
         name_ends=np.cumsum([len(name) for name in names]).astype(np.int64),
         kinds=np.array(kinds, np.int64),
@@ -356,7 +222,7 @@ def _plan(spec: RecordSpec, batch_rows: int, batch_bytes: int) -> tuple[int, wir
         max_frames=np.iinfo(np.int64).max if spec.max_frames is None else spec.max_frames,
         max_float_bits=int(np.float32(largest).view(np.uint32)),
     )
-    scratch = wire.Scratch(
+    scratch = kernel.Scratch(
         entries=np.zeros(2 * len(names), np.int64),
         label_seen=np.zeros(spec.num_classes, np.int64),
         num_lists=np.zeros(1, np.int64),
@@ -366,19 +232,19 @@ def _plan(spec: RecordSpec, batch_rows: int, batch_bytes: int) -> tuple[int, wir
     return rows, plan, scratch
 
 
-def _memory(num_values: int, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
-    """An array in memory of Arrow's pool, which hands freed blocks out again: fresh pages would cost more than parsing."""
+def _memory(num_values: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array in Arrow's pool, which hands freed blocks out again: fresh pages would cost more than parsing."""
     return np.frombuffer(pa.allocate_buffer(num_values * np.dtype(dtype).itemsize), dtype)
 
 
-def _allocate(spec: RecordSpec, plan: wire.Plan, room: _Room) -> wire.Columns:
+def _allocate(spec: RecordSpec, plan: kernel.Plan, room: _Room) -> kernel.Columns:
     """Columns for one batch."""
     capacities = np.full(plan.num_slots, room.rows)
     capacities[plan.num_context :] = room.frames
     ends = np.concatenate([[0], np.cumsum(capacities * plan.sizes)]).astype(np.int64)
     bases = ends[:-1].copy()
     bases[plan.num_context :] -= ends[plan.num_context]  # frames have an array of their own
-    columns = wire.Columns(
+    columns = kernel.Columns(
         id_bytes=_memory(room.id_bytes, np.uint8),
         id_offsets=_memory(room.rows + 1, np.int32),
         labels=_memory(room.labels, np.int32),
@@ -397,12 +263,12 @@ def _allocate(spec: RecordSpec, plan: wire.Plan, room: _Room) -> wire.Columns:
     return columns
 
 
-def _batch(spec: RecordSpec, plan: wire.Plan, columns: wire.Columns, rows: int) -> Batch:
+def _batch(spec: RecordSpec, plan: kernel.Plan, columns: kernel.Columns, rows: int) -> Batch:
     """The first `rows` rows as views."""
     vector_slot = plan.num_id_names + 1
     num_frames = int(columns.frame_offsets[rows])
 
-    def rows_of(values: npt.NDArray[np.generic], slot: int, count: int, size: int) -> npt.NDArray[np.generic]:
+    def rows_of(values: npt.NDArray[Any], slot: int, count: int, size: int) -> npt.NDArray[Any]:
         base = columns.bases[slot]
         return values[base : base + count * size].reshape(count, size)
 
@@ -428,72 +294,24 @@ def _batch(spec: RecordSpec, plan: wire.Plan, columns: wire.Columns, rows: int) 
     )
 
 
-def _fields(buffer: npt.NDArray[np.uint8], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Tag, start and stop of each field of a message, up to its end or the first malformed one."""
-    while start < stop:
-        tag, first, start = wire.next_field(buffer, start, stop)
-        if tag == wire.BAD_TAG:
-            return
-        yield tag, first, start
-
-
-def _feature(buffer: npt.NDArray[np.uint8], start: int, stop: int) -> tuple[str, int, int]:
-    """Kind, number of values and bytes of the last value of a Feature."""
-    kind = count = size = 0
-    for tag, first, last in _fields(buffer, start, stop):
-        if tag in KINDS:
-            kind, count = tag, count if tag == kind else 0
-            for value_tag, i, j in _fields(buffer, first, last):
-                size = j - i
-                if kind == wire.FLOAT_LIST:
-                    count += size // 4
-                elif kind == wire.INT64_LIST:
-                    count += int(np.count_nonzero(buffer[i:j] < 0x80))
-                else:
-                    count += value_tag == wire.BYTES_1
-    return KINDS[kind], count, size
-
-
-def _contents(buffer: npt.NDArray[np.uint8], start: int, stop: int) -> Contents:
-    """What stands in the record, for people to read: of a malformed one, what precedes the damage."""
-    features: dict[str, tuple[str, int]] = {}
-    feature_lists: dict[str, tuple[int, str, int]] = {}
-    for tag, first, last in _fields(buffer, start, stop):
-        for _, entry, entry_end in _fields(buffer, first, last) if tag in (wire.BYTES_1, wire.BYTES_2) else ():
-            name, value = "", (entry, entry)
-            for part, i, j in _fields(buffer, entry, entry_end):
-                if part == wire.BYTES_1:
-                    name = bytes(buffer[i:j]).decode(errors="backslashreplace")
-                elif part == wire.BYTES_2:
-                    value = (i, j)
-            if tag == wire.BYTES_1:
-                kind, count, _ = _feature(buffer, *value)
-                features[name] = (kind, count)
-            else:
-                frames = [_feature(buffer, i, j) for part, i, j in _fields(buffer, *value) if part == wire.BYTES_1]
-                kind, count, size = frames[0] if frames else ("nothing", 0, 0)
-                feature_lists[name] = (len(frames), kind, size if kind == "bytes" else count)
-    return Contents(features, feature_lists)
-
-
 def _reason(
-    path: str, record: int | None, shard: _Shard, status: int, spec: RecordSpec, detail: npt.NDArray[np.int64]
+    path: str, record: int | None, shard: Shard, status: int, spec: RecordSpec, detail: npt.NDArray[np.int64]
 ) -> str:
     """Why the record at `shard.start` gives no row; raises SchemaError where the whole shard is of the other kind."""
-    if status == wire.BAD_DATA_CRC:
+    if status == kernel.BAD_DATA_CRC:
         return "checksum of the record is wrong"
-    if status == wire.MALFORMED:
+    if status == kernel.MALFORMED:
         return "malformed protobuf: a number or length runs past its end, or a tag is none"
-    found = _contents(
-        shard.buffer, shard.start + wire.HEADER_BYTES, shard.start + shard.frame_bytes() - 4
-    )
+    found = contents_of(shard.buffer, *shard.record())
     place = f"{path}, {'a record' if record is None else f'record {record}'} at byte {shard.offset}"
-    if status == wire.IS_SEQUENCE_EXAMPLE:
+    if status == kernel.IS_SEQUENCE_EXAMPLE and not found.feature_lists:
+        return "field 2 of the record is neither a part of an Example nor of a SequenceExample"
+    if status == kernel.IS_SEQUENCE_EXAMPLE:
         raise SchemaError(
             f"{place} is a SequenceExample (frame level), to be read as an Example (video level), which would lose "
             f"every frame. It has {found}. Set dataset.level: frame"
         )
-    if status == wire.NO_ID:
+    if status == kernel.NO_ID:
         return f"no id: none of {', '.join(spec.id_names)} is among its features: {found}. See dataset.id_names"
 
     names = [*spec.id_names, spec.labels_name, *spec.vectors, *spec.frames]
@@ -501,7 +319,7 @@ def _reason(
     name = names[slot]
     size = {**spec.vectors, **spec.frames}.get(name)
     place_in = f"{name!r}, frame {index}," if name in spec.frames else f"{name!r}"
-    if status == wire.MISSING:
+    if status == kernel.MISSING:
         vectors = [n for n, (kind, count) in found.features.items() if kind == "float" and count > 1]
         if name in spec.frames and not found.feature_lists and (vectors or name in found.features):
             raise SchemaError(
@@ -509,26 +327,26 @@ def _reason(
                 f"feature list. It has {found}. Set dataset.level: video"
             )
         return f"no feature {name!r}; it has {found}. See dataset.features"
-    if status == wire.WRONG_KIND:
+    if status == kernel.WRONG_KIND:
         expected = "float" if name in spec.vectors else "int64" if name == spec.labels_name else "bytes"
         if name in spec.frames and value >= 0:
             return f"{place_in} has {value} values, expected one of {size} bytes"
         return f"{place_in} holds {KINDS[abs(value)]}, expected {expected}"
-    if status == wire.NUM_VALUES and name in spec.vectors:
+    if status == kernel.NUM_VALUES and name in spec.vectors:
         return f"{name!r} has {value} values, expected {size} (dataset.features)"
-    if status == wire.NUM_VALUES:
+    if status == kernel.NUM_VALUES:
         return f"{name!r} is empty" if value == 1 else f"{name!r} has {value} values, expected one"
-    if status == wire.BAD_UTF8:
+    if status == kernel.BAD_UTF8:
         return f"{name!r} is not UTF-8"
-    if status == wire.BAD_LABEL:
+    if status == kernel.BAD_LABEL:
         return f"label {value} is outside [0, {spec.num_classes}): raise dataset.num_classes if it is a class"
-    if status == wire.BAD_FLOAT:
+    if status == kernel.BAD_FLOAT:
         number = float(np.uint32(value).view(np.float32))
         limit = "a finite number" if not np.isfinite(number) else "at most 65504 in magnitude (float16)"
         return f"{name!r}, value {index}, is {number}, expected {limit}"
-    if status == wire.FRAME_BYTES_WRONG:
+    if status == kernel.FRAME_BYTES_WRONG:
         return f"{place_in} has {value} bytes, expected {size} (dataset.features)"
-    assert status == wire.FRAME_COUNT
+    assert status == kernel.FRAME_COUNT
     if value == 0:
         return f"{name!r} has no frame"
     return f"{name!r} has {value} frames, the list before it {index}"

@@ -153,7 +153,6 @@ class _FusedLoss(torch.autograd.Function):
         with_gradient: bool,
     ) -> Tensor:
         """`dtype` is that of the matrix products; sums over blocks are kept in the parameters' dtype."""
-        num_classes, num_units, _ = weight.shape
         scale = 1 / max(1, x.shape[0])
         needs = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
         x_gradient = torch.zeros(x.shape, dtype=weight.dtype, device=x.device) if needs[0] else None
@@ -164,12 +163,12 @@ class _FusedLoss(torch.autograd.Function):
 
         step = _classes_per_block(x, weight)
         with torch.autocast(x.device.type, enabled=False):
-            for start in range(0, num_classes, step):
+            for start in range(0, len(weight), step):
                 block = slice(start, start + step)
                 rows = weight[block].flatten(0, 1)  # (N G, D), a view
                 factors = rows.to(dtype)
                 products = factors @ inputs.T  # (N G, B)
-                units = products.to(torch.promote_types(dtype, torch.float32)).view(-1, num_units, x.shape[0])
+                units = products.to(torch.promote_types(dtype, torch.float32)).view(*weight[block].shape[:2], -1)
                 units[:, -bias.shape[1] :] += bias[block].unsqueeze(2)
                 loss += scale * _to_gradient_(units, labels[:, block].T.contiguous(), scale)
                 if l2_penalty:
@@ -236,15 +235,14 @@ def _to_gradient_torch(units: Tensor, labels: Tensor, scale: float) -> Tensor:
 
     often_right = mixture_wrong < 0.5
     gates[:] = scale * torch.where(often_right, gate * (wrong - mixture_wrong) / (1 - mixture_wrong), gate - posterior)
-    experts[:] = scale * torch.where(labels, -1, 1) * posterior[:, 1:] * wrong[:, 1:]
+    experts[:] = scale * (torch.where(labels, -1, 1) * posterior[:, 1:] * wrong[:, 1:])
     return -torch.where(often_right, torch.log1p(-mixture_wrong), log_mixture_right).sum(dtype=torch.float64)
 
 
 # The same in one pass over the cache, for float32 on a CPU. Every innermost loop runs along a vector of rows, without
 # branches or calls, so that the compiler can vectorise it; hence an exponential of our own.
 _ROWS = 128
-_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
-_FAR = np.float32(1e30)
+_ZERO, _HALF, _ONE, _INFINITY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(np.inf)
 _LOG2_E = np.float32(1.4426950408889634)
 _LN_2_HIGH, _LN_2_LOW = np.float32(0.693145751953125), np.float32(1.42860677e-6)
 _ROUND = np.float32(1.5 * 2**23)  # adding and subtracting it rounds a float32 of small magnitude to an integer
@@ -294,7 +292,7 @@ def _to_gradient_numba(
                 y[b] = _ONE if label[b] else _ZERO
                 sign[b] = _ONE - y[b] - y[b]
                 max_gate[b] = a[b]
-                max_joint[b] = a[b] - y[b] * _FAR
+                max_joint[b] = -_INFINITY if label[b] else a[b]
             for k in range(1, num_experts + 1):
                 a, e = units[c, k, start:stop], units[c, num_experts + k, start:stop]
                 for b in rows:
@@ -352,4 +350,4 @@ def _to_gradient_numba(
                 joint_k, wrong_k = joint[k], wrong[k]
                 for b in rows:
                     e[b] = sign[b] * joint_k[b] * joint_scale[b] * wrong_k[b]
-    return rest.sum()
+    return float(rest.sum())

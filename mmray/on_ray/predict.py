@@ -71,13 +71,11 @@ def _over_new_files(run: config.Run, source: str) -> config.Run:
 
 
 def _write_parts(run: config.Run, run_dir: Path, folder: Path, result: PredictionsInfo, aside: Path) -> int:
-    import ray
-    from ray.data import ActorPoolStrategy
-
     starts = range(0, result.rows, _PART_ROWS)
     gpus = runtime.cluster_gpus()
     workers = min(len(starts), max(1, int(gpus or runtime.cluster_cpus() - 1)))
-    data = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts)).map(
+    ray_data = runtime.ray_data()
+    data = ray_data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts)).map(
         _Predictor,
         fn_constructor_args=(
             run.to_dict(),
@@ -86,7 +84,7 @@ def _write_parts(run: config.Run, run_dir: Path, folder: Path, result: Predictio
             result,
             str(aside.absolute()),
         ),
-        compute=ActorPoolStrategy(size=workers),
+        compute=ray_data.ActorPoolStrategy(size=workers),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
     )

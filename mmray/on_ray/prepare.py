@@ -31,8 +31,6 @@ def prepare(run: config.Run, verbose: bool = False) -> Path:
 
 
 def _write_parts(run: config.Run, plan: preparation.Plan) -> list[PartNote]:
-    import ray
-
     values, parts, folder = run.to_dict(), plan.parts, plan.aside.absolute()
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +41,7 @@ def _write_parts(run: config.Run, plan: preparation.Plan) -> list[PartNote]:
             return {"part": part.index, "note": "", "bad": str(error)}
         return {"part": part.index, "note": note.model_dump_json(), "bad": ""}
 
-    data = ray.data.from_items([{"part": p.index} for p in parts], override_num_blocks=len(parts)).map(write)
+    data = runtime.ray_data().from_items([{"part": p.index} for p in parts], override_num_blocks=len(parts)).map(write)
     notes: dict[int, PartNote] = {}
     rows = rejected = 0
     total_mb = sum(s.num_bytes for p in parts for s in p.sources) / 2**20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from types import ModuleType
 
 # Set before Ray is imported, and inherited by every process that it starts.
 _SETTINGS = {
@@ -36,13 +37,19 @@ def start(verbose: bool = False) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
     import ray
 
-    if not verbose:
-        for name in ("ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.WARNING)
     if ray.is_initialized():
         return
     local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
     ray.init(logging_level=logging.INFO if verbose else logging.ERROR, log_to_driver=verbose, **local)
+
+
+def ray_data() -> ModuleType:
+    """The module `ray.data`, as talkative as `start` was told."""
+    import ray.data
+
+    if os.environ.get("RAY_DATA_DISABLE_PROGRESS_BARS") == "1":
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # only after the import, which sets its own level
+    return ray.data
 
 
 def cluster_cpus() -> float:

@@ -119,15 +119,15 @@ def _ray_data_tables(
     reader: prepared.SplitReader, order: prepared.TrainOrder, rank: int, world_size: int, start_step: int = 0
 ) -> Iterator[pa.Table]:
     """What `prepared.train_tables` gives, read and mixed by Ray Data tasks, one a window."""
-    import ray.data
+    ray_data = runtime.ray_data()
 
     def read(windows: pa.Table) -> pa.Table:
         (window,) = windows.column("id").to_pylist()
         return reader.take(order.rows(first + window, rank, world_size).reshape(-1))
 
     first = start_step // order.steps_per_window
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    windows = ray.data.range(order.num_windows - first, override_num_blocks=order.num_windows - first)
+    ray_data.DataContext.get_current().execution_options.preserve_order = True
+    windows = ray_data.range(order.num_windows - first, override_num_blocks=order.num_windows - first)
     data = windows.map_batches(read, batch_size=1, batch_format="pyarrow")
     rows = (rank + 1) * order.batch_size // world_size - rank * order.batch_size // world_size
     tables = data.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)

@@ -20,7 +20,7 @@ each of its labels a sign m_l = +1 or -1. It is cut into 1 to 8 shots; a label i
 and in each other one with probability 1/2, in sight and in sound independently: a_ls = 0 or 1. Frame t of shot s is
 
     z_t = sum_l a_ls (u_l + m_l v_l) + n_video + n_s + n_t          n: Gaussian, white over K; n_t is AR(1) in time
-    x_t = z_t E + e_t                                               E: (K, D), entries N(0, 1 / D); e: white over D
+    x_t = z_t E + e_t                                               E: (K, D), white entries; e: white over D
     q_t = floor((clip(x_t, -2, 2) + 2) * 255 / 4)                   uint8; its reader takes q * 4/255 + 4/512 - 2
 
 The mean of m_l v_l is 0: no linear score can use it, but two experts with a gate can. Of sound, most classes make
@@ -124,19 +124,23 @@ class Shard:
 
 @dataclass(frozen=True)
 class Modality:
-    """How a sense sees classes: K, mean lengths of the two prototypes, standard deviations of the noises."""
+    """How a sense sees classes: K, deviation of E's entries, mean lengths of the prototypes, noises' deviations."""
 
     num_latents: int
+    embedding: float
     shared: float
     signed: float
-    video_noise: float = 0.6
-    shot_noise: float = 0.8
-    drift_noise: float = 0.6
-    frame_noise: float = 0.4
+    video_noise: float
+    shot_noise: float
+    drift_noise: float
+    frame_noise: float
 
 
 # Chosen for the order and rough spacing of the published GAP (visual 74, audio 45, both 78) at the default sizes.
-MODALITIES = {"rgb": Modality(64, 4.4, 4.4), "audio": Modality(32, 2.75, 2.5)}
+MODALITIES = {
+    "rgb": Modality(64, 1 / 32, 4.2, 4.2, video_noise=0.6, shot_noise=0.8, drift_noise=0.6, frame_noise=0.4),
+    "audio": Modality(32, 1 / 11, 1.6, 1.5, video_noise=0.4, shot_noise=0.5, drift_noise=0.4, frame_noise=0.4),
+}
 
 
 @dataclass(frozen=True)
@@ -295,7 +299,7 @@ def build_world(config: Config) -> World:
         for prototypes, length in ((shared, modality.shared), (signed, modality.signed)):
             direction = _directions(parent, num_latents, random)
             prototypes[key] = (length * strength * direction)[order].astype(np.float32)
-        embedding[key] = random.standard_normal((num_latents, size), dtype=np.float32) / np.float32(size**0.5)
+        embedding[key] = modality.embedding * random.standard_normal((num_latents, size), dtype=np.float32)
 
     vertical = vertical[order]
     by_vertical = np.argsort(vertical, kind="stable")

@@ -1,0 +1,312 @@
+"""YouTube-8M and whatever else stands in TFRecord shards of its layout (AudioSet's embeddings, for one).
+
+Video level: `tf.train.Example` {id, labels, mean_rgb 1024 floats, mean_audio 128 floats}. Frame level:
+`tf.train.SequenceExample` {context {id, labels}, feature lists {rgb: 1024 bytes, audio: 128 bytes, one a second}}.
+Older releases call the id `video_id`; test shards carry no labels. Frames stay quantised:
+`mmray.features.quantization` turns them into floats.
+
+S. Abu-El-Haija et al., "YouTube-8M: A Large-Scale Video Classification Benchmark", 2016; research.google.com/youtube8m
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from mmray.datasets import Reject, Rejected, Source
+from mmray.features import tfrecord
+from mmray.features.tfrecord_shard import read_contents
+from mmray.schema import Column
+
+GROUP_KEY = "id"
+FEATURES = {
+    "video": {"mean_rgb": 1024, "mean_audio": 128},
+    "frame": {"rgb": 1024, "audio": 128},
+}
+BATCH_ROWS = 1024
+
+
+class Config(BaseModel):
+    """Which shards, and what to read of their records."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["youtube8m"] = "youtube8m"
+    path: str  # a folder (searched to any depth), a glob pattern, or one shard
+    level: Literal["video", "frame"]
+    num_classes: PositiveInt  # 4,716 in 2016, 3,862 since 2018
+    features: dict[str, PositiveInt] = Field(
+        min_length=1
+    )  # name: floats, or bytes of a frame; default: all of the level
+    id_names: tuple[str, ...] = ("id", "video_id")  # the first of these that a record has
+    class_names_file: str | None = None  # CSV with columns index and name or display_name, or one name a line
+    max_frames: PositiveInt | None = None  # of a video; later ones are dropped
+    dtype: Literal["float32", "float16"] = "float32"  # of video-level features as they are stored
+    verify_crc: bool = True
+    patterns: tuple[str, ...] = ("*.tfrecord", "*.tfrecord.gz")  # names of shards in a folder
+    train: tuple[str, ...] = ("train*",)  # names of shards of each split; other names: no split
+    val: tuple[str, ...] = ("val*",)
+    test: tuple[str, ...] = ("test*",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _features_of_the_level(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("features") is None and data.get("level") in FEATURES:
+            return {**data, "features": FEATURES[data["level"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        assert self.records  # made once here for its own checks
+        return self
+
+    @property
+    def records(self) -> tfrecord.RecordSpec:
+        """The same settings for the reader."""
+        is_video = self.level == "video"
+        return tfrecord.RecordSpec(
+            num_classes=self.num_classes,
+            vectors=self.features if is_video else {},
+            frames={} if is_video else self.features,
+            id_names=self.id_names,
+            max_frames=self.max_frames,
+            dtype=self.dtype,
+        )
+
+
+def sources(config: Config) -> list[Source]:
+    """One shard each, sorted by path."""
+    paths = _shards(config)
+    if not paths:
+        raise ValueError(
+            f"dataset.path={config.path!r}: no shard there; looked for {', '.join(config.patterns)} (dataset.patterns)"
+        )
+    for path in paths:
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"dataset.path={config.path!r}: {path} can't be read: check its permissions")
+    return [Source(str(path), _split(config, path.name), path.stat().st_size) for path in paths]
+
+
+def _shards(config: Config) -> list[Path]:
+    root = Path(config.path)
+    if root.is_dir():
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise ValueError(f"dataset.path={config.path!r} can't be read: check its permissions")
+        found = {path for pattern in config.patterns for path in root.rglob(pattern)}
+    elif root.exists():
+        found = {root}
+    elif glob.has_magic(config.path):
+        found = {Path(path) for path in glob.glob(config.path, recursive=True)}
+    else:
+        raise ValueError(f"dataset.path={config.path!r} does not exist; give a folder, a glob pattern or a shard")
+    return sorted(path for path in found if path.is_file())
+
+
+def _split(config: Config, file_name: str) -> str | None:
+    for split, patterns in (("train", config.train), ("val", config.val), ("test", config.test)):
+        if any(fnmatch(file_name, pattern) for pattern in patterns):
+            return split
+    return None
+
+
+def columns(config: Config) -> list[Column]:
+    """id, labels, then the features; frame level: also num_frames."""
+    return config.records.columns
+
+
+def class_names(config: Config) -> list[str]:
+    """The names in `class_names_file`, else the class numbers. ValueError where it disagrees with `num_classes`."""
+    if config.class_names_file is None:
+        return [str(k) for k in range(config.num_classes)]
+    names = _read_class_names(config.class_names_file)
+    if len(names) != config.num_classes:
+        raise ValueError(
+            f"dataset.class_names_file={config.class_names_file!r} names {len(names)} classes, but "
+            f"dataset.num_classes={config.num_classes}; set one to agree with the other"
+        )
+    return names
+
+
+def _read_class_names(path: str) -> list[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"dataset.class_names_file={path!r} can't be read: {error}") from error
+    rows = csv.reader(text.splitlines())
+    header = [name.strip().lower() for name in next(rows, [])]
+    if "index" not in header or not {"name", "display_name"} & set(header):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+    index_at = header.index("index")
+    name_at = header.index("display_name" if "display_name" in header else "name")
+    names: dict[int, str] = {}
+    for row in rows:
+        if not any(row):
+            continue
+        if len(row) <= max(index_at, name_at) or not row[index_at].strip().isdecimal():
+            raise ValueError(f"{path}, line {rows.line_num}: expected {', '.join(header)}; got {row}")
+        index = int(row[index_at])
+        if index in names:
+            raise ValueError(f"{path}, line {rows.line_num}: class {index} stands there twice")
+        names[index] = row[name_at].strip() or str(index)  # a few of YouTube-8M's entities have no name
+    if missing := set(range(len(names))) - set(names):
+        raise ValueError(f"{path}: {len(names)} classes, but none with index {min(missing)}")
+    return [names[k] for k in range(len(names))]
+
+
+def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBatch]:
+    """The rows of one shard. ValueError where the whole shard is of the other level."""
+    records = config.records
+
+    def on_bad(bad: tfrecord.BadRecord) -> None:
+        reject(Rejected(source.path, bad.reason, bad.offset, bad.record))
+
+    for batch in tfrecord.read_batches(
+        source.path, records, reject=on_bad, batch_rows=BATCH_ROWS, verify_crc=config.verify_crc
+    ):
+        yield batch.to_arrow(records)
+
+
+def detect(path: str, num_classes: int = 1 << 20, num_records: int = 16) -> Config:
+    """A config that reads this shard, from what all of its first records have in common.
+
+    The number of classes doesn't stand in a shard: `num_classes` only bounds what is taken for a label. ValueError
+    where the file is no TFRecord shard, or its records have no id or nothing to read.
+    """
+    contents = read_contents(path, num_records)
+    common = [set(record.features.items()) for record in contents]
+    features = dict(sorted(set.intersection(*common)))
+    is_frame = any(record.feature_lists for record in contents)
+    if is_frame:
+        sizes = [
+            {name: size for name, (_, kind, size) in record.feature_lists.items() if kind == "bytes" and size > 0}
+            for record in contents
+        ]
+    else:
+        sizes = [
+            {name: count for name, (kind, count) in record.features.items() if kind == "float" and count > 1}
+            for record in contents
+        ]
+    wanted = {name: size for name, size in sizes[0].items() if all(other.get(name) == size for other in sizes)}
+    ids = [name for name, (kind, count) in features.items() if kind == "bytes" and count == 1]
+    ids.sort(key=lambda name: (name not in ("id", "video_id"), name))
+    if not ids or not wanted:
+        what = "no id (a feature of one bytes value)" if not ids else "no feature of one size"
+        raise ValueError(f"{path}: the records have {what} in common; the first has {contents[0]}")
+    return Config(
+        path=path,
+        level="frame" if is_frame else "video",
+        num_classes=num_classes,
+        features=wanted,
+        id_names=(ids[0],),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ShardReport:
+    """What stands in one shard, every checksum verified."""
+
+    source: Source
+    num_rows: int
+    num_unlabelled: int
+    label_counts: npt.NDArray[np.int64]  # [label], up to the largest label found
+    frame_counts: npt.NDArray[np.int64]  # [frames of a video] -> videos; empty at video level
+    ids: pa.StringArray
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+def verify(config: Config, source: Source) -> ShardReport:
+    """Read a whole shard and report on it; nothing that stands in it raises, not even records of the other level."""
+    rejected: list[Rejected] = []
+    ids: list[pa.Array] = []
+    label_counts = frame_counts = np.zeros(0, np.int64)
+    num_unlabelled = 0
+    try:
+        for batch in tfrecord.read_batches(
+            source.path,
+            config.records,
+            reject=lambda bad: rejected.append(Rejected(source.path, bad.reason, bad.offset, bad.record)),
+            reuse_buffers=True,
+        ):
+            ids.append(pa.concat_arrays([batch.ids, pa.array([], pa.string())]))  # a copy: the batch's memory is reused
+            label_counts = _added(label_counts, np.bincount(batch.labels))
+            num_unlabelled += int(np.count_nonzero(np.diff(batch.label_offsets) == 0))
+            if config.level == "frame":
+                frame_counts = _added(frame_counts, np.bincount(np.diff(batch.frame_offsets)))
+    except tfrecord.SchemaError as error:
+        rejected.append(Rejected(source.path, str(error)))
+    all_ids = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
+    return ShardReport(source, len(all_ids), num_unlabelled, label_counts, frame_counts, all_ids, rejected)
+
+
+def _added(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The sum of two histograms, the shorter one continued by zeros."""
+    total = np.zeros(max(len(a), len(b)), np.int64)
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class CorpusReport:
+    """What stands in many shards."""
+
+    num_shards: int
+    num_bytes: int
+    num_rows: int
+    num_unlabelled: int
+    rows_of_split: dict[str, int]  # "" for shards whose name implies no split
+    label_counts: npt.NDArray[np.int64]
+    frame_counts: npt.NDArray[np.int64]
+    duplicated_ids: dict[str, list[str]]  # id -> the shards it stands in, one entry an occurrence
+    rejected: list[Rejected]
+
+    @property
+    def num_classes(self) -> int:
+        """The smallest number of classes that has room for every label found."""
+        return len(self.label_counts)
+
+
+def merge(reports: list[ShardReport]) -> CorpusReport:
+    """The report on all shards together, in the order given."""
+    label_counts = frame_counts = np.zeros(0, np.int64)
+    rows_of_split: dict[str, int] = {}
+    for report in reports:
+        label_counts = _added(label_counts, report.label_counts)
+        frame_counts = _added(frame_counts, report.frame_counts)
+        split = report.source.split or ""
+        rows_of_split[split] = rows_of_split.get(split, 0) + report.num_rows
+    return CorpusReport(
+        num_shards=len(reports),
+        num_bytes=sum(report.source.num_bytes for report in reports),
+        num_rows=sum(report.num_rows for report in reports),
+        num_unlabelled=sum(report.num_unlabelled for report in reports),
+        rows_of_split=rows_of_split,
+        label_counts=label_counts,
+        frame_counts=frame_counts,
+        duplicated_ids=_duplicated_ids(reports),
+        rejected=[rejected for report in reports for rejected in report.rejected],
+    )
+
+
+def _duplicated_ids(reports: list[ShardReport]) -> dict[str, list[str]]:
+    ids = pa.chunked_array([report.ids for report in reports], pa.string())
+    counts = pc.value_counts(ids)
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    found: dict[str, list[str]] = {id_: [] for id_ in sorted(repeated.to_pylist())}
+    for report in reports if found else ():
+        for id_ in report.ids.filter(pc.is_in(report.ids, value_set=repeated)).to_pylist():
+            found[id_].append(report.source.path)
+    return found
