@@ -102,7 +102,9 @@ def main() -> None:
             made = synthetic.Config(num_videos=videos, num_classes=200)
             synthetic.generate(root / corpus, made, lambda done, total: None)
         for corpus in ("small", "large"):
-            process = mp.get_context("spawn").Process(target=peak_mb, args=(str(root / f"memory-{corpus}"), str(root / corpus)))
+            process = mp.get_context("spawn").Process(
+                target=peak_mb, args=(str(root / f"memory-{corpus}"), str(root / corpus))
+            )
             process.start()
             process.join()
         runtime.start()
@@ -116,7 +118,9 @@ def main() -> None:
             import tensorflow  # noqa: F401
             import tensorflow_metadata  # noqa: F401
         except ImportError as error:
-            sys.exit(f"no peer to compare with: {error.name} is not installed (pip install tensorflow tensorflow-metadata)")
+            sys.exit(
+                f"no peer to compare with: {error.name} is not installed (pip install tensorflow tensorflow-metadata)"
+            )
         stock = [timed(stock_rows, root / "small") for _ in range(arguments.rounds)]
         print(f"ray.data.read_tfrecords:     {statistics.median(stock):>10,.0f} rows/s")
         print(f"ratio {statistics.median(ours) / statistics.median(stock):,.0f} (target 50)")

@@ -35,7 +35,9 @@ def make_run(root: Path, precision: str) -> config.Run:
     return config.from_dict(
         {
             "name": "ours", "out": str(root / "runs"), "task": "video_classification",
-            "dataset": {"name": "youtube8m", "path": str(root / "corpus"), "level": "video", "num_classes": NUM_CLASSES},
+            "dataset": {
+                "name": "youtube8m", "path": str(root / "corpus"), "level": "video", "num_classes": NUM_CLASSES
+            },
             "prepare": {"out": str(root / "prepared")},
             "model": {"name": "moe", "num_experts": 2},
             "train": {"epochs": 2, "batch_size": BATCH, "precision": precision, "log_every_steps": 1},
@@ -118,10 +120,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
+        videos = arguments.rows + 200
         made = youtube8m.Config(
-            num_videos=arguments.rows + 200, num_classes=NUM_CLASSES, train_fraction=arguments.rows / (arguments.rows + 200),
-            val_fraction=100 / (arguments.rows + 200),
-        )  # fmt: skip
+            num_videos=videos,
+            num_classes=NUM_CLASSES,
+            train_fraction=arguments.rows / videos,
+            val_fraction=100 / videos,
+        )
         youtube8m.generate(root / "corpus", made, lambda done, total: None)
         run = make_run(root, arguments.precision)
         data = in_memory(run, root)
@@ -131,7 +136,9 @@ def main() -> None:
     for number, (peer, rows_per_s, waited) in enumerate(rounds):
         print(f"{number:>5} {peer:>13,.0f} {rows_per_s:>13,.0f} {rows_per_s / peer:>6.2f} {waited:>13.2f}")
     ratio = statistics.median(rows_per_s / peer for peer, rows_per_s, _ in rounds)
-    print(f"median ratio {ratio:.2f} (target 0.9), median input wait {statistics.median(r[2] for r in rounds):.2f} % (target < 5)")
+    print(
+        f"median ratio {ratio:.2f} (target 0.9), median input wait {statistics.median(r[2] for r in rounds):.2f} % (target < 5)"
+    )
 
 
 if __name__ == "__main__":

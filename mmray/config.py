@@ -138,7 +138,9 @@ class Resources(Section):
     feed: Literal["thread", "ray_data"] = Field(
         "thread", description="who reads training rows: a thread of the worker, or Ray Data tasks in the cluster"
     )
-    max_failures: int = Field(2, ge=0, description="restarts of the worker group, each from the last checkpoint")
+    max_failures: int = Field(
+        2, ge=0, description="how often lost workers are replaced, going on from the last checkpoint"
+    )
 
 
 class Run(Section):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 # Before anything imports Ray: its tests need no authentication, and a test must not wait for a slow machine.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["MMRAY_TEST_SESSION"] = str(os.getpid())  # marks the processes that this session's Ray starts
 
 import numpy as np
 import pyarrow as pa
@@ -98,12 +99,15 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
                 groups = [min(row_group, part.num_rows - g) for g in range(0, part.num_rows, row_group)]
                 files.append(FileInfo(path=str(path.relative_to(folder)), row_groups=groups))
             splits[split] = SplitInfo(
-                rows=count, files=files, label_counts=signs.sum(axis=0).tolist(), max_labels=int(signs.sum(axis=1).max())
+                rows=count,
+                files=files,
+                label_counts=signs.sum(axis=0).tolist(),
+                max_labels=int(signs.sum(axis=1).max()),
             )
         total = sum(split.rows for split in splits.values())
         info = DatasetInfo(
             id="tiny-000", columns=columns, class_names=[f"class {c}" for c in range(NUM_CLASSES)], splits=splits,
-            split_rule="made for a test", group_key="id", rows_in=total, rows_out=total, rejected=0, rejected_reasons={},
+            split_rule="of a test", group_key="id", rows_in=total, rows_out=total, rejected=0, rejected_reasons={},
         )  # fmt: skip
         write_json(folder / "dataset.json", info.model_dump(mode="json"))
         return folder

@@ -25,7 +25,9 @@ def make_corpus(tmp_path: Path) -> MakeCorpus:
 
     def make(rows: dict[str, int] | None = None, level: str = "video", **sections: object) -> config.Run:
         corpus = tmp_path / "corpus"
-        for number, (shard, count) in enumerate((rows or {"train00": 50, "train01": 31, "validate00": 20, "test00": 9}).items()):
+        for number, (shard, count) in enumerate(
+            (rows or {"train00": 50, "train01": 31, "validate00": 20, "test00": 9}).items()
+        ):
             rng = np.random.default_rng(number)
 
             def record(i: int, shard: str = shard, rng: np.random.Generator = rng) -> bytes:
@@ -42,7 +44,13 @@ def make_corpus(tmp_path: Path) -> MakeCorpus:
         values: dict[str, object] = {
             "name": "tiny",
             "task": "video_classification",
-            "dataset": {"name": "youtube8m", "path": str(corpus), "level": level, "num_classes": 7, "features": features},
+            "dataset": {
+                "name": "youtube8m",
+                "path": str(corpus),
+                "level": level,
+                "num_classes": 7,
+                "features": features,
+            },
             "model": "logistic",
             "prepare": {"out": str(tmp_path / "prepared")},
         }
@@ -154,7 +162,9 @@ def test_first_bad_record_fails(make_corpus: MakeCorpus) -> None:
 
 
 def test_bad_records_are_skipped_counted_and_listed(make_corpus: MakeCorpus) -> None:
-    folder, info = prepare(make_corpus(dataset={"num_classes": 6}, prepare={"on_bad_input": "skip", "max_bad_fraction": 0.6}))
+    folder, info = prepare(
+        make_corpus(dataset={"num_classes": 6}, prepare={"on_bad_input": "skip", "max_bad_fraction": 0.6})
+    )
     assert info.rows_in == 110
     assert info.rows_out + info.rejected == 110
     assert info.rejected == sum(1 for count in (50, 31, 20, 9) for i in range(count) if i % 2)

@@ -123,7 +123,7 @@ def read_batches(
     *,
     reject: Reject,
     batch_rows: int = 1024,
-    batch_bytes: int = 16 << 20,
+    batch_bytes: int = 8 << 20,
     verify_crc: bool = True,
     reuse_buffers: bool = False,
 ) -> Iterator[Batch]:
@@ -301,11 +301,11 @@ def _reason(
     if status == kernel.BAD_DATA_CRC:
         return "checksum of the record is wrong"
     if status == kernel.MALFORMED:
-        return "malformed protobuf: a number or length runs past its end, or a tag is none"
+        return "malformed protobuf: a number or length runs past its end, or a tag is not one that can stand there"
     found = contents_of(shard.buffer, *shard.record())
     place = f"{path}, {'a record' if record is None else f'record {record}'} at byte {shard.offset}"
-    if status == kernel.IS_SEQUENCE_EXAMPLE and not found.feature_lists:
-        return "field 2 of the record is neither a part of an Example nor of a SequenceExample"
+    if status == kernel.IS_SEQUENCE_EXAMPLE and not any(count for count, _, _ in found.feature_lists.values()):
+        return "the record has a field 2, which an Example has not, but no feature list with a frame stands in it"
     if status == kernel.IS_SEQUENCE_EXAMPLE:
         raise SchemaError(
             f"{place} is a SequenceExample (frame level), to be read as an Example (video level), which would lose "

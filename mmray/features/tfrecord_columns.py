@@ -12,7 +12,8 @@ A record is a protobuf message of one of two kinds, told apart by field 2 only:
     Feature         { oneof { BytesList = 1; FloatList = 2; Int64List = 3 } }, each list { repeated value = 1 }
 
 Merging is protobuf's: of map entries with one key the last counts; parts of one list are joined; another member of the
-oneof discards what came before; packed and unpacked numbers mix; unknown fields are skipped. So a record is walked
+oneof discards what came before; packed and unpacked numbers mix; unknown fields are skipped, but for one in the map
+entry of a wanted feature, on which implementations of protobuf disagree: that record is malformed. A record is walked
 twice: once from entry to entry, noting the last one of each wanted name, then through those entries.
 
 No byte outside `[start, stop)` of the buffer is read, whatever a length says. Each function gives a status; a record
@@ -132,6 +133,7 @@ def find_entries(buffer: Any, start: int, stop: int, plan: Plan, field: int, ent
         if tag != BYTES_1:
             continue
         name_start, name_stop = entry, entry
+        is_strange = False
         j = entry
         while j < i:
             tag, part, j = next_field(buffer, j, i)
@@ -139,7 +141,11 @@ def find_entries(buffer: Any, start: int, stop: int, plan: Plan, field: int, ent
                 return MALFORMED
             if tag == BYTES_1:
                 name_start, name_stop = part, j
+            elif tag != BYTES_2:
+                is_strange = True
         slot = find_slot(buffer, name_start, name_stop, plan, field)
+        if slot >= 0 and is_strange:
+            return MALFORMED
         if slot >= 0:
             entries[2 * slot], entries[2 * slot + 1] = entry, i
     return OK
@@ -342,18 +348,21 @@ def read_record(buffer: Any, start: int, stop: int, row: int, plan: Plan, column
     num_slots = plan.num_slots
     for slot in range(num_slots):
         entries[2 * slot], entries[2 * slot + 1] = -1, -1
+    has_lists = False
     i = start
     while i < stop:
         tag, first, i = next_field(buffer, i, stop)
         status = OK
         if tag == BAD_TAG:
             status = MALFORMED
-        elif tag == BYTES_2 and plan.num_context == num_slots and first < i:
-            status = IS_SEQUENCE_EXAMPLE
+        elif tag == BYTES_2 and plan.num_context == num_slots:
+            has_lists = has_lists or first < i
         elif tag in (BYTES_1, BYTES_2):
             status = find_entries(buffer, first, i, plan, tag, entries)
         if status != OK:
             return status
+    if has_lists:
+        return IS_SEQUENCE_EXAMPLE
 
     slot, labels = 0, plan.num_id_names
     while slot < labels and entries[2 * slot] < 0:

@@ -109,7 +109,7 @@ class Shard:
 
     def seek_frame(self) -> bool:
         """Leave `start` for the next whole frame; False, and everything read, when there is none."""
-        self.start += 1
+        self.start = min(self.start + 1, self.stop)
         while self.fill(kernel.HEADER_BYTES):
             self.start = kernel.find_header(self.buffer, self.start, self.stop)
             if self.stop - self.start >= kernel.HEADER_BYTES:

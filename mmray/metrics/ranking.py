@@ -150,8 +150,8 @@ class RankingMetrics:
     def update_top_k(self, classes: NDArray[np.integer], scores: NDArray[np.floating], labels: Labels) -> None:
         """Add B videos by their w >= k best predictions: `classes` and `scores`, both (B, w), each row in any order.
 
-        Rows may be broadcast. Those beyond k serve PERR alone. A video with more labels than w has no exact PERR, as its
-        further classes are gone: such videos are counted in `num_videos_beyond_k`, and once there is one, `compute`
+        Rows may be broadcast. Those beyond k serve PERR alone. A video with more labels than w has no exact PERR, as
+        its further classes are gone: such videos are counted in `num_videos_beyond_k`, and once there is one, `compute`
         leaves out `perr`.
         ValueError, naming row and class, on NaN, on a class or label outside [0, C) or one given twice.
         """
@@ -335,9 +335,7 @@ class RankingMetrics:
         twice = ordered[:, 1:] == ordered[:, :-1]
         if twice.any():
             row, place = np.argwhere(twice)[0]
-            raise ValueError(
-                f"row {row} predicts class {ordered[row, place]} twice; expected different classes"
-            )
+            raise ValueError(f"row {row} predicts class {ordered[row, place]} twice; expected different classes")
         return np.array(classes, dtype=np.int32), np.array(float32_rows(scores))
 
 

@@ -116,15 +116,17 @@ class MixtureOfExperts(nn.Module):
         return loss
 
 
-# Bytes of one block's float32 activations. On a CPU small enough for the second-level cache of one core, yet enough
-# classes for the matrix products to run at full speed; elsewhere enough to fill the device.
-_BLOCK_BYTES = {"cpu": 2 << 20}
-_BLOCK_BYTES_ELSEWHERE = 64 << 20
+# Float32 bytes of one block's weights and activations. One core works best from its second-level cache and the next;
+# many cores, or a GPU, on blocks large enough to keep them all busy between two waits for the slowest.
+_BLOCK_BYTES_ONE_CORE = 8 << 20
+_BLOCK_BYTES = 64 << 20
 
 
 def _classes_per_block(x: Tensor, weight: Tensor) -> int:
     """N, at least 1."""
-    return max(1, _BLOCK_BYTES.get(x.device.type, _BLOCK_BYTES_ELSEWHERE) // (4 * max(1, x.shape[0]) * weight.shape[1]))
+    one_core = x.device.type == "cpu" and torch.get_num_threads() == 1
+    bytes_per_class = 4 * weight.shape[1] * (weight.shape[2] + x.shape[0])
+    return max(1, (_BLOCK_BYTES_ONE_CORE if one_core else _BLOCK_BYTES) // bytes_per_class)
 
 
 def _log_odds(units: Tensor, bias: Tensor) -> Tensor:

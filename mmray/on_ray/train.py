@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmray import config, prepared
+from mmray import config, lookup, prepared
 from mmray.console import Advance, progress, say
 from mmray.on_ray import runtime
 from mmray.on_ray.prepare import prepare
@@ -22,6 +22,7 @@ from mmray.schema import DatasetInfo
 from mmray.training import run_folder
 from mmray.training.checkpoint import TrainState, last
 from mmray.training.log import read_log
+from mmray.training.optimisation import is_finished
 
 
 def train(run: config.Run, verbose: bool = False) -> Path:
@@ -33,7 +34,8 @@ def train(run: config.Run, verbose: bool = False) -> Path:
     info = prepared.read_info(folder)
     run_dir = run_folder.open_run(run, info)
     before = last(run_dir)
-    if before and before.finished:
+    maximise: bool = lookup.load("task", run.task.name).Task.maximise
+    if before and is_finished(run.train, before.monitored, maximise):
         say(f"{run_dir} is finished already: {_summary(before)}")
         return run_dir
     runtime.start(verbose)
@@ -71,22 +73,35 @@ def plan_workers(resources: config.Resources, cpus: float, gpus: float) -> dict[
 
 
 def _fit(run: config.Run, folder: Path, run_dir: Path, info: DatasetInfo, scaling: dict[str, Any]) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    """Train to the end. Lost workers are replaced up to `max_failures` times; a mistake in the input is not retried."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
-    with tempfile.TemporaryDirectory(prefix="mmray-") as scratch, _watch(run, run_dir, info):
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"run": run.to_dict(), "folder": str(folder), "run_dir": str(run_dir)},
-            scaling_config=ScalingConfig(**scaling),
-            # Checkpoints and metrics go to the run folder; Ray needs a place for its own notes only.
-            run_config=RunConfig(
-                name=f"{run.name}-{time.time_ns()}",
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=run.resources.max_failures, controller_failure_limit=3),
-            ),
-        )
-        trainer.fit()
+    for failures in itertools.count(1):
+        with tempfile.TemporaryDirectory(prefix="mmray-") as scratch, _watch(run, run_dir, info):
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config={"run": run.to_dict(), "folder": str(folder), "run_dir": str(run_dir)},
+                scaling_config=ScalingConfig(**scaling),
+                # Checkpoints and metrics go to the run folder; Ray needs a place for its own notes only.
+                run_config=RunConfig(
+                    name=f"{run.name}-{time.time_ns()}",
+                    storage_path=scratch,
+                    failure_config=FailureConfig(controller_failure_limit=3),
+                ),
+            )
+            try:
+                trainer.fit()
+                return
+            except WorkerGroupError as error:
+                # Ray wraps what a worker raised; the cause itself is what a user can act on.
+                causes = [getattr(e, "_base_exc", e) for e in error.worker_failures.values()]
+                for cause in causes:
+                    if isinstance(cause, (ValueError, FloatingPointError, OSError)):
+                        raise cause from None
+                if failures > run.resources.max_failures:
+                    raise
+                say(f"workers lost ({type(causes[0]).__name__}); going on from the last checkpoint, try {failures + 1}")
 
 
 def _work(settings: dict[str, Any]) -> None:

@@ -44,9 +44,7 @@ def describe(report: CorpusReport) -> None:
     if counts.sum():
         used = counts[counts > 0]
         labels = f"{counts.sum() / max(1, report.num_rows - report.num_unlabelled):.2f} a labelled record"
-        say(
-            f"labels: {len(used):,} of {len(counts):,} classes occur, {labels}, {report.num_unlabelled:,} records have none"
-        )
+        say(f"labels: {len(used):,} of {len(counts):,} classes occur, {labels}, {report.num_unlabelled:,} have none")
         say(f"  records a class: most {used.max():,}, median {int(np.median(used)):,}, fewest {used.min():,}")
     else:
         say("labels: none")

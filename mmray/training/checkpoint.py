@@ -22,7 +22,11 @@ from mmray.files import publish_folder
 
 
 class TrainState(BaseModel):
-    """Where training stands. `epoch` and `step_in_epoch` are those of the next step to do; `step` counts all done."""
+    """Where training stands: `epoch` and `step_in_epoch` are of the next step to do, `step` counts all done.
+
+    `monitored` has the monitored metric of every finished epoch and `metrics` all metrics of these very weights.
+    Within an epoch, `epoch_loss` and `unlogged_loss` are the sums of the losses of its steps and of those not logged yet.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,7 +35,8 @@ class TrainState(BaseModel):
     step: int = 0
     monitored: list[float] = []
     metrics: dict[str, float] = {}
-    finished: bool = False
+    epoch_loss: float = 0.0
+    unlogged_loss: float = 0.0
 
 
 def save(run_dir: Path, state: TrainState, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Path:

@@ -23,7 +23,7 @@ from mmray.training.checkpoint import TrainState
 from mmray.training.context import Context
 from mmray.training.feed import TrainTables, ValTables, ahead, micro_batches
 from mmray.training.log import RunLog
-from mmray.training.optimisation import build_optimizer, epochs_since_best, learning_rate
+from mmray.training.optimisation import build_optimizer, is_finished, learning_rate
 
 
 def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValTables, context: Context) -> TrainState:
@@ -50,12 +50,11 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
     monitor = run.train.monitor or task.monitor
     step_loss = _step_loss(task, model, run.train, context)
     with _log(run, state, monitor, context) as log:
-        while not _finished(run.train, state, task.maximise):
+        while not is_finished(run.train, state.monitored, task.maximise):
             epoch = _Epoch(run, task, model, step_loss, optimizer, steps_per_epoch, context, log)
             metrics = epoch.train(state, train_tables)
             metrics |= epoch.validate(val_tables)
             state = _after_epoch(state, metrics, monitor)
-            state.finished = _finished(run.train, state, task.maximise)
             if log:
                 log.write("epoch", state.epoch - 1, state.step, metrics)
             epoch.save(state)
@@ -89,7 +88,10 @@ class _Epoch:
         settings, context = self.run.train, self.context
         num_steps = settings.epochs * self.steps_per_epoch
         parameters = list(self.model.parameters())
-        clock, whole = _Clock(context.device), _Clock(context.device)
+        # A run that goes on within an epoch takes up the sums of its losses, so that its log is the undisturbed one.
+        unlogged_steps = min(state.step_in_epoch, state.step % settings.log_every_steps)
+        clock = _Clock(context, unlogged_steps, state.unlogged_loss)
+        whole = _Clock(context, state.step_in_epoch, state.epoch_loss)
         self.step_loss.train()
 
         def steps() -> Iterator[list[Batch]]:
@@ -118,8 +120,9 @@ class _Epoch:
                 clock.restart()
             every = settings.checkpoint_every_steps
             if every and state.step % every == 0 and state.step_in_epoch < self.steps_per_epoch:
-                self.save(state.model_copy(update={"metrics": {}}))  # what it holds is not what was validated
-        measured = whole.measured(context)
+                sums = {"epoch_loss": whole.loss_sum(), "unlogged_loss": clock.loss_sum()}
+                self.save(state.model_copy(update={"metrics": {}, **sums}))  # these weights were not validated
+        measured = whole.measured()
         return {**measured, "lr": rate, "train_rows": measured.pop("rows"), "epoch_s": whole.elapsed_s}
 
     def _forward_backward(self, batches: list[Batch]) -> torch.Tensor:
@@ -138,7 +141,7 @@ class _Epoch:
         return total / self.context.world_size
 
     def _log_steps(self, state: TrainState, clock: _Clock, rate: float) -> None:
-        measured = clock.measured(self.context)
+        measured = clock.measured()
         if not math.isfinite(measured["train/loss"]):
             raise FloatingPointError(
                 f"train/loss became {measured['train/loss']} by step {state.step} (epoch {state.epoch}, "
@@ -192,16 +195,18 @@ class _StepLoss(nn.Module):
 
 
 class _Clock:
-    """Rows, loss, elapsed time and time spent waiting for input since the last restart."""
+    """Loss, rows, elapsed time and time spent waiting for input since the last restart."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, context: Context, steps: int, loss_sum: float) -> None:
+        self._context = context
         self.restart()
+        self._steps = steps
+        self._loss += loss_sum if context.rank == 0 else 0.0
 
     def restart(self) -> None:
         self._began = time.perf_counter()
         self._waited_s, self._rows, self._steps = 0.0, 0, 0
-        self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=self._context.device)
 
     @property
     def elapsed_s(self) -> float:
@@ -218,21 +223,26 @@ class _Clock:
             yield item
 
     def add(self, rows: int, loss: torch.Tensor) -> None:
+        """Count one step: rows and share of the loss of this rank."""
         self._rows, self._steps = self._rows + rows, self._steps + 1
         self._loss += loss
 
-    def measured(self, context: Context) -> dict[str, float]:
+    def loss_sum(self) -> float:
+        """Losses of the steps, over all ranks, summed."""
+        return self._context.sum(float(self._loss))[0]
+
+    def measured(self) -> dict[str, float]:
         """Loss and speed, over all ranks."""
         elapsed_s = self.elapsed_s
-        loss, rows, waited_share = context.sum(float(self._loss), self._rows, self._waited_s / elapsed_s)
+        loss, rows, waited_share = self._context.sum(float(self._loss), self._rows, self._waited_s / elapsed_s)
         measured = {
             "train/loss": loss / max(1, self._steps),
             "rows": rows,
             "rows_per_s": rows / elapsed_s,
-            "input_wait_percent": 100 * waited_share / context.world_size,
+            "input_wait_percent": 100 * waited_share / self._context.world_size,
         }
-        if self._device.type == "cuda":
-            measured["device_memory_mb"] = torch.cuda.max_memory_allocated(self._device) / 2**20
+        if self._context.device.type == "cuda":
+            measured["device_memory_mb"] = torch.cuda.max_memory_allocated(self._context.device) / 2**20
         return measured
 
 
@@ -271,13 +281,4 @@ def _after_epoch(state: TrainState, metrics: dict[str, float], monitor: str) -> 
         raise ValueError(f"train.monitor={monitor!r} is not a metric of this task; choose from {choices}")
     return TrainState(
         epoch=state.epoch + 1, step=state.step, monitored=[*state.monitored, metrics[monitor]], metrics=metrics
-    )
-
-
-def _finished(settings: config.Train, state: TrainState, maximise: bool) -> bool:
-    if state.epoch >= settings.epochs:
-        return True
-    stopping = settings.early_stopping
-    return (
-        stopping is not None and epochs_since_best(state.monitored, maximise, stopping.min_delta) >= stopping.patience
     )

@@ -61,6 +61,14 @@ def epochs_since_best(monitored: Sequence[float], maximise: bool, min_delta: flo
     return since
 
 
+def is_finished(train: config.Train, monitored: Sequence[float], maximise: bool) -> bool:
+    """Whether a run with one value of the monitored metric for each finished epoch has come to its end."""
+    stopping = train.early_stopping
+    return len(monitored) >= train.epochs or (
+        stopping is not None and epochs_since_best(monitored, maximise, stopping.min_delta) >= stopping.patience
+    )
+
+
 def _plateaus(monitored: Sequence[float], patience: int, maximise: bool) -> int:
     """How often `patience` epochs in a row brought nothing better."""
     best, since, found = -math.inf, 0, 0

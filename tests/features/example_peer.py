@@ -80,9 +80,7 @@ def example(features: dict[str, Any], classes: dict[str, Any] = PACKED) -> bytes
     return bytes(message.SerializeToString())
 
 
-def sequence_example(
-    context: dict[str, Any], lists: dict[str, list[bytes]], classes: dict[str, Any] = PACKED
-) -> bytes:
+def sequence_example(context: dict[str, Any], lists: dict[str, list[bytes]], classes: dict[str, Any] = PACKED) -> bytes:
     message = classes["SequenceExample"]()
     for name, value in context.items():
         _fill(message.context.feature[name], value)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +52,13 @@ def make(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
             "name": name,
             "out": str(root / "runs"),
             "task": "video_classification",
-            "dataset": {"name": "youtube8m", "path": str(corpus), "level": "video", "num_classes": 12, "features": features},
+            "dataset": {
+                "name": "youtube8m",
+                "path": str(corpus),
+                "level": "video",
+                "num_classes": 12,
+                "features": features,
+            },
             "model": {"name": "moe", "num_experts": 2},
             "prepare": {"out": str(root / "prepared"), "part_mb": 1},
             "train": {"epochs": 2, "batch_size": 50, "precision": "fp32", "log_every_steps": 4, "clip_norm": 1.0},
@@ -178,3 +188,32 @@ def test_stale_predictions_are_made_again(make: Callable[..., config.Run], capsy
     assert "are there" in capsys.readouterr().out
     train(make("longer", train={"epochs": 3}))
     assert predictions.read_info(predict(run_dir, "val")).step > first.step
+
+
+def test_killed_worker_is_replaced_and_leaves_no_trace(make: Callable[..., config.Run], two_workers: Path) -> None:
+    """SIGKILL in the second epoch; the curve is that of the undisturbed run."""
+    run = make("killed", resources={"num_workers": 2}, train={"checkpoint_every_steps": 3})
+
+    def kill_when_it_trains() -> None:
+        while not any(line["epoch"] == 1 for line in read_log(run.run_dir)):
+            time.sleep(0.02)
+        os.kill(next(iter(_train_workers())), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_it_trains, daemon=True)
+    killer.start()
+    train(run)
+    killer.join()
+    np.testing.assert_allclose(curve(run.run_dir), curve(two_workers), rtol=1e-6)
+
+
+def _train_workers() -> list[int]:
+    """Ray Train workers among the processes that this one's Ray started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = (folder / "environ").read_bytes().find(f"MMRAY_TEST_SESSION={os.getpid()}".encode()) >= 0
+            if mine and b"RayTrainWorker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # it has ended meanwhile, or is someone else's
+            continue
+    return found

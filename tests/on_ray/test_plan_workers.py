@@ -30,7 +30,9 @@ def test_gpus_are_used_where_there_are_enough() -> None:
 
 
 def test_impossible_wishes_are_refused_with_the_arithmetic() -> None:
-    with pytest.raises(ValueError, match=r"num_workers=4 needs 4 GPUs.*has 1.*num_workers=1 or resources\.use_gpu=false"):
+    with pytest.raises(
+        ValueError, match=r"num_workers=4 needs 4 GPUs.*has 1.*num_workers=1 or resources\.use_gpu=false"
+    ):
         plan(8, 1, num_workers=4, use_gpu=True)
     with pytest.raises(ValueError, match=r"cpus_per_worker=2 x num_workers=2 \+ 0 for the feed = 4 CPUs.*has 2"):
         plan(2, 0, num_workers=2, cpus_per_worker=2)

@@ -12,7 +12,8 @@ topics of videos follow Zipf's law, flattened at its head:
     P(topic = c) = const * (r_c + 4) ^ -1.3            r: a random order of the classes, from 0
 
 A video has 1 + Poisson(1.5) topics (at most 6), the further ones in three cases of four from the vertical of the
-first. Its labels are the topics and their ancestors, each climbed to with probability 0.85: about 3.4 labels.
+first. Its labels are the topics and their ancestors, each climbed to with probability 0.85: on average 3.4 labels at
+200 classes, 4.8 at 4,716.
 
 Features. In each modality (rgb, audio) a class l has, in a latent space of K dimensions, a shared prototype u_l
 and a signed one v_l, whose directions it has in part from its parent (60 % of their squared length). A video gives
