@@ -18,14 +18,14 @@ import time
 from pathlib import Path
 
 PLAIN_RAY = """
-import sys, time, torch, ray.train
+import torch, ray.train
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
 def work():
     model = prepare_model(torch.nn.Linear(1152, 200))
     model(torch.randn(64, 1152)).sum().backward()
     if ray.train.get_context().get_world_rank() == 0:
-        open(sys.argv[1] if len(sys.argv) > 1 else OUT, "w").write("step")
+        open(OUT, "w").write("step")
 OUT = {out!r}
 TorchTrainer(work, scaling_config=ScalingConfig(num_workers=2)).fit()
 """

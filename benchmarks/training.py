@@ -26,7 +26,7 @@ from mmray import config, prepared
 from mmray.datasets.synthetic import youtube8m
 from mmray.models.moe import Config as Moe
 from mmray.on_ray.train import train
-from mmray.training.log import read_log
+from mmray.training.run_folder import read_log
 
 NUM_CLASSES, BATCH, WARM_STEPS, PROCESSES = 4716, 1024, 2, 2
 
@@ -136,9 +136,8 @@ def main() -> None:
     for number, (peer, rows_per_s, waited) in enumerate(rounds):
         print(f"{number:>5} {peer:>13,.0f} {rows_per_s:>13,.0f} {rows_per_s / peer:>6.2f} {waited:>13.2f}")
     ratio = statistics.median(rows_per_s / peer for peer, rows_per_s, _ in rounds)
-    print(
-        f"median ratio {ratio:.2f} (target 0.9), median input wait {statistics.median(r[2] for r in rounds):.2f} % (target < 5)"
-    )
+    waited = statistics.median(r[2] for r in rounds)
+    print(f"median ratio {ratio:.2f} (target 0.9), median input wait {waited:.2f} % (target < 5)")
 
 
 if __name__ == "__main__":

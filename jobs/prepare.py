@@ -1,6 +1,6 @@
 """Prepare the dataset of a run. As a Ray job, from the root of the project:
 
-    ray job submit --working-dir . -- python jobs/prepare.py configs/smoke/youtube8m.yaml
+ray job submit --working-dir . -- python jobs/prepare.py configs/smoke/youtube8m.yaml
 """
 
 import sys

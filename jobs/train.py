@@ -1,6 +1,6 @@
 """Train a run. As a Ray job, from the root of the project:
 
-    ray job submit --working-dir . -- python jobs/train.py configs/smoke/youtube8m.yaml
+ray job submit --working-dir . -- python jobs/train.py configs/smoke/youtube8m.yaml
 """
 
 import sys

@@ -143,13 +143,19 @@ class SplitReader:
         return places, np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
     def take(self, rows: Int64s) -> pa.Table:
-        """The rows with these numbers, in this order."""
+        """The rows with these numbers, shape (n,), in this order."""
+        table, places = self.hold(rows)
+        return table.take(pa.array(places))
+
+    def hold(self, rows: Int64s) -> tuple[pa.Table, Int64s]:
+        """The row groups that hold these rows, of any shape, as one table, and the places of the rows in it."""
         _, starts = self._groups
         group_of = np.searchsorted(starts, rows, side="right") - 1
-        needed, place = np.unique(group_of, return_inverse=True)
-        table = pa.concat_tables([self._row_group(int(g)) for g in needed])
+        needed, order = np.unique(group_of, return_inverse=True)
         begins = np.concatenate([[0], np.cumsum(np.diff(starts)[needed])[:-1]])
-        return table.take(pa.array(begins[place] + rows - starts[group_of]))
+        places = begins[order.reshape(rows.shape)] + rows - starts[group_of]
+        # One chunk: taking rows from many chunks would copy all of them each time.
+        return pa.concat_tables([self._row_group(int(g)) for g in needed]).combine_chunks(), places
 
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[pa.Table]:
         """Rows `start` to `stop` in stored order, `batch_size` at a time; the last batch may be shorter."""
@@ -188,9 +194,9 @@ def train_tables(
         rows = order.rows(window, rank, world_size)[max(0, start_step - window * order.steps_per_window) :]
         if not len(rows):
             return
-        table = reader.take(rows.reshape(-1))
-        for step in range(len(rows)):
-            yield table.slice(step * rows.shape[1], rows.shape[1])
+        table, places = reader.hold(rows)
+        for step in places:
+            yield table.take(pa.array(step))
 
 
 def tensor_column(table: pa.Table, name: str) -> npt.NDArray[Any]:

@@ -33,14 +33,19 @@ def start(verbose: bool = False) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files every Ray process compiles everything anew
     for key, value in (_SETTINGS | ({} if verbose else _QUIET)).items():
         os.environ.setdefault(key, value)
-    if "RAY_ADDRESS" not in os.environ:
+    if is_local():
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
     import ray
 
     if ray.is_initialized():
         return
-    local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+    local = {"include_dashboard": False} if is_local() else {}
     ray.init(logging_level=logging.INFO if verbose else logging.ERROR, log_to_driver=verbose, **local)
+
+
+def is_local() -> bool:
+    """Whether Ray is, or would be, started by this process on this machine alone."""
+    return "RAY_ADDRESS" not in os.environ
 
 
 def ray_data() -> ModuleType:

@@ -21,8 +21,8 @@ from mmray.on_ray.prepare import prepare
 from mmray.schema import DatasetInfo
 from mmray.training import run_folder
 from mmray.training.checkpoint import TrainState, last
-from mmray.training.log import read_log
 from mmray.training.optimisation import is_finished
+from mmray.training.run_folder import read_log
 
 
 def train(run: config.Run, verbose: bool = False) -> Path:
@@ -77,9 +77,18 @@ def _fit(run: config.Run, folder: Path, run_dir: Path, info: DatasetInfo, scalin
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Without two helper actors whose processes cost two seconds of start-up and have nothing to do here."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            idle = {"DatasetsCallback"}  # hands out `datasets=`, of which there are none
+            if runtime.is_local():
+                idle.add("PlacementGroupCleanerCallback")  # asks the dashboard, which does not run
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in idle]
+
     for failures in itertools.count(1):
         with tempfile.TemporaryDirectory(prefix="mmray-") as scratch, _watch(run, run_dir, info):
-            trainer = TorchTrainer(
+            trainer = Trainer(
                 _work,
                 train_loop_config={"run": run.to_dict(), "folder": str(folder), "run_dir": str(run_dir)},
                 scaling_config=ScalingConfig(**scaling),

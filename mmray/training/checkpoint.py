@@ -25,7 +25,7 @@ class TrainState(BaseModel):
     """Where training stands: `epoch` and `step_in_epoch` are of the next step to do, `step` counts all done.
 
     `monitored` has the monitored metric of every finished epoch and `metrics` all metrics of these very weights.
-    Within an epoch, `epoch_loss` and `unlogged_loss` are the sums of the losses of its steps and of those not logged yet.
+    Within an epoch, `epoch_loss` sums the losses of its steps and `unlogged_loss` those of steps not logged yet.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from mmray.files import write_text
+from mmray.training.run_folder import read_log
 
 
 class RunLog:
@@ -47,10 +48,3 @@ class RunLog:
     ) -> None:
         self._file.close()
         self._board.close()
-
-
-def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole lines of `metrics.jsonl`; a last line torn by a crash is left out. Empty where there is no log."""
-    path = run_dir / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -74,6 +74,13 @@ def read_info(run_dir: Path) -> DatasetInfo:
     return DatasetInfo.model_validate(json.loads((run_dir / "dataset.json").read_text()))
 
 
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """All whole lines of `metrics.jsonl`; a last line torn by a crash is left out. Empty where there is no log."""
+    path = run_dir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def write_environment(run_dir: Path, **facts: Any) -> None:
     """Record hardware and versions of this machine, with `facts` from the caller beside them."""
     from importlib.metadata import version

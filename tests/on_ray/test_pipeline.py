@@ -25,8 +25,8 @@ from mmray.prepared import SplitReader
 from mmray.tasks import build
 from mmray.training import checkpoint, feed, run_folder
 from mmray.training.context import Context
-from mmray.training.log import read_log
 from mmray.training.loop import fit
+from mmray.training.run_folder import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_runtime")]
 NUM_VIDEOS = 1201

@@ -18,8 +18,8 @@ from mmray import config, prepared
 from mmray.tasks import build
 from mmray.training import checkpoint, feed, run_folder
 from mmray.training.context import Context
-from mmray.training.log import read_log
 from mmray.training.loop import fit
+from mmray.training.run_folder import read_log
 
 MakeRun = Callable[..., config.Run]
 TRAIN = {
