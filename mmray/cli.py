@@ -134,7 +134,7 @@ def synth_youtube8m(out: Path, videos: int, classes: int, level: str, seed: int,
     values = {"num_videos": videos, "num_classes": classes, "level": level, "seed": seed}
     config = section_from_dict(youtube8m.Config, values, overrides, where="mmray synth youtube8m")
     with progress("synth", len(youtube8m.shard_plan(config)), "shards") as advance:
-        summary = youtube8m.generate(out, config, lambda done, total: advance(done))
+        summary = youtube8m.generate(out, config, lambda done, total: advance(done, f"seed {config.seed}"))
     say(f"made {summary}")
 
 

@@ -15,7 +15,7 @@ class Advance(Protocol):
     """Moves a progress display on."""
 
     def __call__(self, done: int, note: str = "") -> None:
-        """`done` units are finished in all; `note` is shown beside the count."""
+        """`done` units are finished in all; `note` is shown beside the count. Without a note no plain line is due."""
 
 
 def say(text: str) -> None:
@@ -35,15 +35,15 @@ def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
         )  # fmt: skip
         with Progress(*columns) as bars:
             bar = bars.add_task(label, total=total, note="")
-            yield lambda done, note="": bars.update(bar, completed=done, note=note)
+            yield lambda done, note="": bars.update(bar, completed=done, **({"note": note} if note else {}))
         return
     began = last = time.perf_counter()
 
     def advance(done: int, note: str = "") -> None:
         nonlocal last
         now = time.perf_counter()
-        if done >= total or now - last >= _PLAIN_EVERY_S:
+        if note and (done >= total or now - last >= _PLAIN_EVERY_S):
             last = now
-            say(f"{label}: {done:,} of {total:,} {unit}, {now - began:.0f} s{', ' if note else ''}{note}")
+            say(f"{label}: {done:,} of {total:,} {unit}, {now - began:.0f} s, {note}")
 
     yield advance

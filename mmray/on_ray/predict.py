@@ -92,7 +92,7 @@ def _write_parts(run: config.Run, run_dir: Path, folder: Path, result: Predictio
     with progress("predict", result.rows, "rows") as advance:
         for row in data.iter_rows():
             done += row["rows"]
-            advance(done)
+            advance(done, f"{run.name} at step {result.step}")
     return done
 
 

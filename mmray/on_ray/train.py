@@ -188,8 +188,10 @@ def _watch(run: config.Run, run_dir: Path, info: DatasetInfo) -> Iterator[None]:
 
 def _show(line: dict[str, Any], epochs: int, advance: Advance) -> None:
     speed = f"{line['rows_per_s']:,.0f} rows/s, waiting for input {line['input_wait_percent']:.1f} %"
-    advance(line["step"], f"loss {line['train/loss']:.4f}, {speed}")
-    if line["event"] == "epoch":
+    if line["event"] == "step":
+        advance(line["step"], f"loss {line['train/loss']:.4f}, {speed}")
+    else:
+        advance(line["step"])
         scores = ", ".join(f"{key} {value:.4f}" for key, value in line.items() if key.startswith("val/"))
         say(f"epoch {line['epoch'] + 1}/{epochs}: train/loss {line['train/loss']:.4f}, {scores} ({speed})")
 

@@ -91,7 +91,7 @@ class Task:
         logits = model(self._vectors(batch)).float()
         loss = 0.0
         if "labels" in batch.tensors:
-            loss = float(losses.binary_cross_entropy(logits, self._multi_hot(batch))) * batch.num_rows
+            loss = float(losses.binary_cross_entropy(logits, self._multi_hot(batch)).detach()) * batch.num_rows
         return logits.sigmoid(), loss
 
     def new_metrics(self) -> VideoMetrics:

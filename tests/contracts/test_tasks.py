@@ -1,0 +1,239 @@
+"""What every module of mmray.tasks promises, shown with each model it can train on a small synthetic corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mmray import config, lookup, preparation
+from mmray.datasets.synthetic import youtube8m
+from mmray.prepared import SplitReader
+from mmray.schema import DatasetInfo
+from mmray.tasks import Batch, Task, build
+
+EIGHT = 8
+
+
+def synthetic_youtube8m(folder: Path, level: str) -> dict[str, Any]:
+    """Make 8 videos to train on and 9 more; return the dataset section that reads them."""
+    made = youtube8m.Config(
+        num_videos=17, num_classes=12, rgb_size=10, audio_size=6, level=level, min_frames=1, max_frames=7,
+        train_fraction=EIGHT / 17, val_fraction=0.3,
+    )  # fmt: skip
+    youtube8m.generate(folder, made, lambda done, total: None)
+    names = ("mean_rgb", "mean_audio") if level == "video" else ("rgb", "audio")
+    features = dict(zip(names, (10, 6), strict=True))
+    return {"name": "youtube8m", "path": str(folder), "level": level, "num_classes": 12, "features": features}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task with one of its models on a corpus that `make_corpus` writes; `lr` is for its overfitting."""
+
+    task: str
+    model: dict[str, Any]
+    level: str
+    lr: float = 0.05
+    make_corpus: Callable[[Path, str], dict[str, Any]] = synthetic_youtube8m
+
+
+CASES = [
+    Case("video_classification", {"name": "logistic"}, "video"),
+    Case("video_classification", {"name": "logistic", "inputs": ["audio"]}, "frame"),
+    Case("video_classification", {"name": "moe", "num_experts": 3, "inputs": ["mean_audio", "mean_rgb"]}, "video"),
+    Case("video_classification", {"name": "moe"}, "frame"),
+]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case with its task over a prepared dataset."""
+
+    case: Case
+    run: config.Run
+    task: Task
+    folder: Path
+
+    def table(self, split: str, labelled: bool = True) -> pa.Table:
+        """All rows of a split, as the task asks for them."""
+        info = self.task.info.split(split)
+        return SplitReader(self.folder, info, self.task.columns(labelled)).take(np.arange(info.rows))
+
+    def model(self, seed: int = 0) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        return self.task.build_model()
+
+
+@pytest.fixture(
+    scope="module", params=CASES, ids=lambda case: f"{case.task}-{case.model['name']}-{case.level}"
+)  # fmt: skip
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    case: Case = request.param
+    root = tmp_path_factory.mktemp("task")
+    values = {
+        "name": "contract",
+        "task": case.task,
+        "dataset": case.make_corpus(root / "corpus", case.level),
+        "model": case.model,
+        "prepare": {"out": str(root / "prepared")},
+    }
+    run = config.from_dict(values)
+    plan = preparation.plan(run)
+    info = preparation.publish(plan, [preparation.write_part(run, part, plan.aside) for part in plan.parts])
+    return Prepared(case, run, build(run, info), plan.folder)
+
+
+def test_every_task_and_every_model_has_a_case() -> None:
+    assert {case.task for case in CASES} == set(lookup.names("task"))
+    assert {case.model["name"] for case in CASES} == set(lookup.names("model"))
+
+
+@pytest.mark.parametrize("name", lookup.names("task"))
+def test_config_has_the_name_of_its_module_and_no_other_key(name: str) -> None:
+    Config = lookup.load("task", name).Config
+    assert Config().name == name
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Config(no_such_key=1)
+
+
+def test_columns_are_of_the_dataset_and_labels_only_where_asked_for(prepared: Prepared) -> None:
+    task = prepared.task
+    names = {column.name for column in task.info.columns}
+    assert set(task.columns(labelled=True)) <= names
+    assert set(task.columns(labelled=True)) - set(task.columns(labelled=False)) == {"labels"}
+
+
+def test_input_that_the_dataset_lacks_is_named_with_those_it_has(prepared: Prepared) -> None:
+    values = prepared.run.to_dict()
+    values["model"]["inputs"] = ["mean_rbg"]
+    with pytest.raises(ValueError, match=r"model\.inputs: 'mean_rbg' is not a feature; .*choose from .*audio"):
+        build(config.from_dict(values), prepared.task.info)
+
+
+def test_overfits_eight_rows(prepared: Prepared) -> None:
+    """By plain torch: the loss falls to a hundredth, the metric that picks checkpoints becomes perfect."""
+    task, model = prepared.task, prepared.model()
+    batch = task.collate(prepared.table("train"))
+    assert batch.num_rows == EIGHT
+    before = score(task, model, batch)
+    optimizer = torch.optim.Adam(model.parameters(), lr=prepared.case.lr)
+    losses = []
+    for _ in range(600):
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] / 100
+    after = score(task, model, batch)
+    best = 1.0 if task.maximise else 0.0
+    assert after == pytest.approx(best, abs=1e-3)
+    assert abs(before - best) > 0.1, "it was perfect before training"
+
+
+def score(task: Task, model: torch.nn.Module, batch: Batch) -> float:
+    metrics = task.new_metrics()
+    with torch.no_grad():
+        metrics.update(task.evaluate(model.eval(), batch)[0], batch)
+    model.train()
+    assert task.monitor.startswith("val/")
+    return metrics.compute()[task.monitor.removeprefix("val/")]
+
+
+def test_scores_are_probabilities_of_a_row_and_a_class(prepared: Prepared) -> None:
+    task, model = prepared.task, prepared.model().eval()
+    batch = task.collate(prepared.table("train"))
+    scores, _ = task.evaluate(model, batch)
+    assert scores.shape == (EIGHT, len(task.info.class_names))
+    assert scores.dtype == torch.float32
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_rows_count_the_same_in_any_batch(prepared: Prepared) -> None:
+    """Scores row by row, and the loss summed over rows, don't depend on how rows are batched."""
+    task, model, table = prepared.task, prepared.model().eval(), prepared.table("train")
+    scores, loss = task.evaluate(model, task.collate(table))
+    parts = [task.evaluate(model, task.collate(table.slice(start, 3))) for start in range(0, EIGHT, 3)]
+    torch.testing.assert_close(torch.cat([part for part, _ in parts]), scores, rtol=1e-5, atol=1e-6)
+    assert sum(loss for _, loss in parts) == pytest.approx(loss, rel=1e-5)
+    assert loss > 0
+
+
+def test_training_loss_is_the_mean_of_the_evaluated_loss(prepared: Prepared) -> None:
+    """Up to the penalty, which is made small enough here to be lost in rounding."""
+    task, model = prepared.task, prepared.model()
+    batch = task.collate(prepared.table("train"))
+    _, summed = task.evaluate(model, batch)
+    loss = task.loss(model, batch)
+    assert loss.shape == ()
+    assert float(loss.detach()) == pytest.approx(summed / EIGHT, rel=1e-4)
+
+
+def test_rows_without_labels_have_scores_and_no_loss(prepared: Prepared) -> None:
+    task, model = prepared.task, prepared.model().eval()
+    with_labels, _ = task.evaluate(model, task.collate(prepared.table("test")))
+    batch = task.collate(prepared.table("test", labelled=False))
+    assert "labels" not in batch.tensors
+    scores, loss = task.evaluate(model, batch)
+    assert torch.equal(scores, with_labels)
+    assert loss == 0
+
+
+def test_merged_metrics_are_those_of_one_pass(prepared: Prepared) -> None:
+    """Three parts, merged in another order, the last by way of its plain state."""
+    task, model, table = prepared.task, prepared.model().eval(), prepared.table("train")
+    whole = task.new_metrics()
+    parts = [task.new_metrics() for _ in range(3)]
+    for start, part in zip((0, 3, 6), parts, strict=True):
+        batch = task.collate(table.slice(start, 3))
+        scores, _ = task.evaluate(model, batch)
+        whole.update(scores.detach(), batch)
+        part.update(scores.detach(), batch)
+    merged = task.new_metrics()
+    for part in (parts[2], parts[0], parts[1]):
+        merged.merge(part.state())
+    assert merged.compute() == whole.compute()
+    assert task.monitor.removeprefix("val/") in whole.compute()
+    assert parts[0].compute() != whole.compute(), "the parts say the same: the test shows nothing"
+
+
+def test_collated_tensors_are_those_of_the_rows(prepared: Prepared) -> None:
+    """Against the Arrow rows as Python values, also of a slice that begins within the table."""
+    task, table = prepared.task, prepared.table("train").slice(2, 5)
+    batch = task.collate(table)
+    assert batch.num_rows == 5
+    for name in task.columns(labelled=True):
+        rows = table.column(name).to_pylist()
+        offsets = batch.tensors.get(f"{name}.offsets")
+        values = batch.tensors[name]
+        for i, row in enumerate(rows):
+            ours = values[i] if offsets is None else values[int(offsets[i]) : int(offsets[i + 1])]
+            wanted = list(row) if isinstance(row, bytes) else np.asarray(row).ravel().tolist()
+            assert ours.ravel().tolist() == pytest.approx(wanted), (name, i)
+        if offsets is not None:
+            assert int(offsets[0]) == 0
+            assert int(offsets[-1]) == len(values)
+
+
+def test_builds_on_the_meta_device(prepared: Prepared) -> None:
+    with torch.device("meta"):
+        meta = prepared.task.build_model()
+    ours = {key: value.shape for key, value in prepared.model().state_dict().items()}
+    assert {key: value.shape for key, value in meta.state_dict().items()} == ours
+    assert all(p.is_meta for p in meta.parameters())
+
+
+def test_info_alone_makes_the_task(prepared: Prepared) -> None:
+    """`dataset.json` is all that a trained run keeps of its data: read back, it gives a task of the same model."""
+    info = DatasetInfo.model_validate_json(prepared.task.info.model_dump_json())
+    again = build(config.from_dict(prepared.run.to_dict()), info)
+    again.build_model().load_state_dict(prepared.model().state_dict())
+    assert again.columns(labelled=True) == prepared.task.columns(labelled=True)
