@@ -380,7 +380,7 @@ def _settings(run: Run) -> Json:
         "seed": config.get("seed"),
         "epochs finished": f"{len(run.epochs):,} of {epochs:,}" if isinstance(epochs, int) else f"{len(run.epochs):,}",
         "last logged step": f"{max(steps):,}" if steps else None,
-        "repeat it": f"mmray train {repeat}",
+        "repeat it": f"mmray train {repeat} --set name={shlex.quote(config['name'] + '-again')}",
     }
 
 

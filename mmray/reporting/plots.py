@@ -158,8 +158,8 @@ def label_histogram(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     bars = axes.bar(np.arange(len(num_labels)), num_labels, color=PALETTE[0], width=0.85)
     axes.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=2, color="#444444")
     starts = [0, *(2**k for k in range(len(num_labels) - 1))]
-    every = 1 + len(starts) // 15  # as many as stand side by side
-    axes.set_xticks(np.arange(len(starts))[::every], [f"{start:,}" for start in starts[::every]])
+    ticks = [f"{start:,}" for start in starts]
+    axes.set_xticks(np.arange(len(starts)), ticks, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_xlabel("training rows with the label (each bar from its number up to the next)")
     axes.set_ylabel("labels")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

@@ -25,12 +25,12 @@ EIGHT = 8
 def synthetic_youtube8m(folder: Path, level: str) -> dict[str, Any]:
     """Make 8 videos to train on and 9 more; return the dataset section that reads them."""
     made = youtube8m.Config(
-        num_videos=17, num_classes=12, rgb_size=10, audio_size=6, level=level, min_frames=1, max_frames=7,
+        num_videos=17, num_classes=12, rgb_size=12, audio_size=10, level=level, min_frames=1, max_frames=7,
         train_fraction=EIGHT / 17, val_fraction=0.3,
     )  # fmt: skip
     youtube8m.generate(folder, made, lambda done, total: None)
     names = ("mean_rgb", "mean_audio") if level == "video" else ("rgb", "audio")
-    features = dict(zip(names, (10, 6), strict=True))
+    features = dict(zip(names, (12, 10), strict=True))
     return {"name": "youtube8m", "path": str(folder), "level": level, "num_classes": 12, "features": features}
 
 

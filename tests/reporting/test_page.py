@@ -299,7 +299,7 @@ def test_settings_throughput_hardware_and_config(folder, single):
         "seed": "0",
         "epochs finished": "10 of 10",
         "last logged step": "1,100",
-        "repeat it": "mmray train moe/config.yaml",
+        "repeat it": "mmray train moe/config.yaml --set name=moe-again",
     }
     throughput = dict(reader.tables["throughput"])
     assert throughput["rows/s, median"] == f"{np.median(5000.0 + np.arange(10)):,.0f}"
