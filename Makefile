@@ -9,8 +9,8 @@ BIN := .venv/bin
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "mmray needs Python 3.11 or newer: make PYTHON=python3.11"'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv==0.13.9
-	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements.txt
-	$(BIN)/uv pip install --quiet --no-deps --editable .
+	$(BIN)/uv pip sync --python $(BIN)/python --quiet --compile-bytecode --require-hashes requirements.txt
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
 	touch $@
 
 quickstart: .venv/installed  ## make a synthetic corpus, train, evaluate and report

@@ -28,6 +28,7 @@ from mmray import lookup
 
 S = TypeVar("S", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -73,8 +74,8 @@ class Optimizer(Section):
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     lr: PositiveFloat = 1e-3
     weight_decay: float = Field(0.0, ge=0)
-    momentum: float = Field(0.0, ge=0, lt=1, description="sgd and rmsprop")
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    momentum: Momentum = Field(0.0, description="sgd and rmsprop")
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
 
 
@@ -113,7 +114,7 @@ class Train(Section):
     clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "bf16", "auto"] = Field("auto", description="auto: bf16 where it is fast")
     compile: bool = False
-    shuffle_rows: PositiveInt = Field(65536, description="rows held and mixed at a time, over all workers together")
+    shuffle_mb: PositiveFloat = Field(256, description="data held and mixed at a time, over all workers together")
     shuffle_lanes: PositiveInt = Field(16, description="places of the split that every batch is drawn from")
     monitor: str | None = Field(None, description="metric that picks the best checkpoint; default: the task's own")
     early_stopping: EarlyStopping | None = None
@@ -179,17 +180,22 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = key_node.value  # as it is written; a merge key (<<) is not one of the mapping's own
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not isinstance(key, str):
+                raise ValueError(f"line {key_node.start_mark.line + 1}: a key must be a word")
             if key in seen:
                 raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice")
             seen.add(key)
+        self.flatten_mapping(node)
         return super().construct_mapping(node, deep)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """Read a run file and apply `a.b=c` overrides. ValueError names the file and each wrong key, value and choice."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     try:
@@ -222,8 +228,7 @@ def from_dict(values: dict[str, Any], where: str = "run") -> Run:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {line}" for line in _explain(error, Run, fields))
-        raise ValueError(f"{where}: {error.error_count()} wrong value(s)\n{problems}") from None
+        raise _wrong_values(where, error, Run, fields) from None
 
 
 def section_from_dict(
@@ -235,8 +240,7 @@ def section_from_dict(
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {line}" for line in _explain(error, schema, {}))
-        raise ValueError(f"{where}: {error.error_count()} wrong value(s)\n{problems}") from None
+        raise _wrong_values(where, error, schema, {}) from None
 
 
 def json_schema() -> dict[str, Any]:
@@ -269,19 +273,36 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _explain(error: ValidationError, schema: type[BaseModel], modules: dict[str, Any]) -> Iterator[str]:
-    """One line a problem: the dotted key, what is wrong, the value given and what would be right."""
+def _wrong_values(where: str, error: ValidationError, schema: type[BaseModel], modules: dict[str, Any]) -> ValueError:
+    """One line a wrong key: the dotted key, what is wrong, the value given and what would be right."""
+    lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        location = [part for part in problem["loc"] if isinstance(part, int) or part != "[key]"]
+        location = _keys(problem["loc"], schema, modules)
         key = ".".join(str(part) for part in location)
         if problem["type"] == "extra_forbidden":
             section = _section_at(location[:-1], schema, modules)
             choices = sorted(section.model_fields) if section else []
-            yield f"{key}: unknown key; {lookup.suggest(str(location[-1]), choices)}"
+            lines[key] = f"{key}: unknown key; {lookup.suggest(str(location[-1]), choices)}"
         elif problem["type"] == "missing":
-            yield f"{key}: missing; every run must set it"
+            lines[key] = f"{key}: missing; every run must set it"
         else:
-            yield f"{key}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+            message = problem["msg"].removeprefix("Value error, ")
+            lines[key] = f"{lines[key]}, or: {message}" if key in lines else f"{key}={problem['input']!r}: {message}"
+    listed = "\n".join(f"  {line}" for line in lines.values())
+    return ValueError(f"{where}: {len(lines)} wrong value(s)\n{listed}")
+
+
+def _keys(loc: Sequence[int | str], schema: type[BaseModel], modules: dict[str, Any]) -> list[int | str]:
+    """The keys of a place in the file: pydantic also names the members of a union that it tried."""
+    keys: list[int | str] = []
+    for part in loc:
+        section = _section_at(keys, schema, modules)
+        if keys and section is None and isinstance(part, str) and not part.isidentifier():
+            continue
+        if keys and section is None and part in ("bool", "int", "float", "str", "none"):
+            continue
+        keys.append(part)
+    return keys
 
 
 def _section_at(

@@ -14,7 +14,7 @@ from mmray.metrics.ranking import RankingMetrics, label_prior_scores
 from mmray.metrics.top_k import top_k
 from mmray.prepared import ragged_column
 from mmray.schema import DatasetInfo
-from mmray.training.run_folder import read_info
+from mmray.training.run_folder import read_info, read_run
 
 
 def evaluate(run_dir: Path, split: str) -> dict[str, Any]:
@@ -24,13 +24,14 @@ def evaluate(run_dir: Path, split: str) -> dict[str, Any]:
     """
     folder = run_dir / "predictions" / split
     stored, info = predictions.read_info(folder), read_info(run_dir)
-    metrics = predictions.ranking_metrics(folder)
+    k: int = read_run(run_dir).task.top_k  # type: ignore[attr-defined]
+    metrics = predictions.ranking_metrics(folder, k)
     result = {
         "split": split,
         "checkpoint": f"checkpoints/step-{stored.step:08d}",
         "rows": metrics.num_videos,
         "metrics": metrics.compute(),
-        "baselines": {"prior": prior_metrics(folder, info).compute()},
+        "baselines": {"prior": prior_metrics(folder, info, k).compute()},
         "per_class": _per_class(metrics, info),
     }
     if metrics.num_videos != stored.rows:
@@ -39,14 +40,14 @@ def evaluate(run_dir: Path, split: str) -> dict[str, Any]:
     return result
 
 
-def prior_metrics(folder: Path, info: DatasetInfo) -> RankingMetrics:
+def prior_metrics(folder: Path, info: DatasetInfo, k: int = 20) -> RankingMetrics:
     """Metrics of the label prior: for every row, each class's frequency in the training split."""
     train = info.split("train")
     prior = label_prior_scores(train.label_counts or [0] * len(info.class_names), train.rows)
-    metrics = RankingMetrics(len(prior))
-    classes, scores = top_k(prior[None], metrics.k)
+    metrics = RankingMetrics(len(prior), k)
+    classes, scores = top_k(prior[None], len(prior))  # all of them: PERR looks beyond the top k
     for table in predictions.read_batches(folder):
-        shape = (table.num_rows, metrics.k)
+        shape = (table.num_rows, len(prior))
         labels = ragged_column(table, "labels")
         metrics.update_top_k(np.broadcast_to(classes, shape), np.broadcast_to(scores, shape), labels)
     return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from mmray.console import say
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
     with written_whole(path) as aside:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -39,10 +42,40 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def publish_folder(aside: Path, final: Path) -> None:
-    """Make the finished folder `aside` appear as `final` in one step; where `final` exists already, it is kept."""
-    try:
+    """Make the finished folder `aside` appear as `final`, in place of one that may stand there."""
+    if final.exists():
+        old = Path(tempfile.mkdtemp(dir=final.parent, prefix=".deleted-"))
+        final.rename(old / final.name)
         aside.rename(final)
-    except OSError:
-        if not final.is_dir():
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old)
+    else:
+        aside.rename(final)
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder so that a crash leaves either all of it or nothing under its name."""
+    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".deleted-"))
+    folder.rename(old / folder.name)
+    shutil.rmtree(old)
+
+
+def delete_leftovers(folder: Path) -> None:
+    """Delete what a crash left of writing and deleting folders in `folder`; nobody else may be at work there."""
+    for pattern in (".writing-*", ".deleted-*"):
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, doing: str, wait: bool) -> Iterator[None]:
+    """Hold the lock file `path`, against other processes. Where it is held, wait for it, or raise ValueError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise ValueError(f"another process is {doing} (it holds {path}); wait for it or end it") from None
+            say(f"another process is {doing}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

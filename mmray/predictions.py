@@ -33,6 +33,7 @@ class PredictionsInfo(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run: str
+    dataset: str
     split: str
     step: int
     rows: int
@@ -82,10 +83,12 @@ def read_batches(folder: Path, batch_rows: int = 8192) -> Iterator[pa.Table]:
 
 
 def ranking_metrics(folder: Path, k: int = 20) -> RankingMetrics:
-    """Metrics of stored predictions, exact as far as the stored scores reach."""
+    """Metrics over the top k of stored predictions; ValueError where they are not labelled, or fewer were stored."""
     info = read_info(folder)
     if not info.labelled:
         raise ValueError(f"{folder} has predictions without labels: there is nothing to compare them with")
+    if info.top_k is not None and info.top_k < min(k, info.num_classes):
+        raise ValueError(f"{folder} holds the best {info.top_k} classes a row, metrics need {k}; raise predict.top_k")
     metrics = RankingMetrics(info.num_classes, k)
     for table in read_batches(folder):
         labels = ragged_column(table, "labels")
@@ -99,8 +102,8 @@ def ranking_metrics(folder: Path, k: int = 20) -> RankingMetrics:
 
 def write_challenge_csv(folder: Path, path: Path, k: int = 20) -> int:
     """Write the YouTube-8M challenge's file, `VideoId,LabelConfidencePairs` with the best k a row; return the rows."""
-    rows = 0
-    with written_whole(path) as aside, aside.open("w", newline="") as file:
+    rows, expected = 0, read_info(folder).rows
+    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["VideoId", "LabelConfidencePairs"])
         for table in read_batches(folder):
@@ -112,4 +115,6 @@ def write_challenge_csv(folder: Path, path: Path, k: int = 20) -> int:
             for name, row_classes, row_scores in zip(table.column("id").to_pylist(), classes, scores, strict=True):
                 writer.writerow([name, " ".join(f"{c} {s:.6f}" for c, s in zip(row_classes, row_scores, strict=True))])
                 rows += 1
+        if rows != expected:
+            raise ValueError(f"{folder} should hold {expected:,} rows and holds {rows:,}; predict again")
     return rows

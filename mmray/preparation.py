@@ -8,6 +8,7 @@ folder gets its `dataset.json` and its name: the hash of everything that it depe
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -84,10 +85,10 @@ def plan(run: config.Run) -> Plan:
     identity = {
         "format": FORMAT,
         "dataset": run.dataset.model_dump(mode="json"),
-        "prepare": run.prepare.model_dump(mode="json", exclude={"out", "max_bad_fraction"}),
+        "prepare": run.prepare.model_dump(mode="json", exclude={"out", "on_bad_input", "max_bad_fraction"}),
         "sources": [(s.path, s.split, s.num_bytes, Path(s.path).stat().st_mtime_ns) for s in sources],
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     name: str = run.dataset.name  # type: ignore[attr-defined]
     return Plan(run, tuple(_parts(sources, run.prepare.part_mb << 20)), Path(run.prepare.out) / f"{name}-{digest}")
 
@@ -130,7 +131,7 @@ def write_part(run: config.Run, part: Part, folder: Path) -> PartNote:
 def publish(plan: Plan, notes: Sequence[PartNote]) -> DatasetInfo:
     """Write `dataset.json` from the notes of all parts, in their order, and give the folder its name.
 
-    Raises BadInputError where more was rejected than `max_bad_fraction` allows, ValueError where no row is left.
+    ValueError where no row is left.
     """
     run, dataset = plan.run, _module(plan.run)
     names: list[str] = dataset.class_names(run.dataset)
@@ -143,12 +144,6 @@ def publish(plan: Plan, notes: Sequence[PartNote]) -> DatasetInfo:
     rows = sum(split.rows for split in splits.values())
     # Reasons that differ in numbers alone are one kind.
     reasons = Counter(re.sub(r"\d+", "N", str(bad["reason"]).split(":")[0]) for bad in rejected)
-    if len(rejected) > run.prepare.max_bad_fraction * (rows + len(rejected)):
-        listed = "\n".join(f"  {Rejected(**bad)}" for bad in rejected[:10])  # type: ignore[arg-type]
-        raise BadInputError(
-            f"{len(rejected):,} of {rows + len(rejected):,} inputs are bad, more than "
-            f"prepare.max_bad_fraction={run.prepare.max_bad_fraction:g} allows; the first:\n{listed}"
-        )
     if not rows:
         raise ValueError(f"{run.dataset.path} holds no row")  # type: ignore[attr-defined]
     info = DatasetInfo(
@@ -163,21 +158,38 @@ def publish(plan: Plan, notes: Sequence[PartNote]) -> DatasetInfo:
         rejected=len(rejected),
         rejected_reasons=dict(reasons),
     )
+    for leftover in plan.aside.rglob(".*"):  # of tasks that were killed while they wrote
+        leftover.unlink()
     write_text(plan.aside / "rejected.jsonl", "".join(json.dumps(bad) + "\n" for bad in rejected))
     write_json(plan.aside / "dataset.json", info.model_dump(mode="json"))
     publish_folder(plan.aside, plan.folder)
     return info
 
 
+def check_rejected(run: config.Run, folder: Path, info: DatasetInfo) -> None:
+    """Raise BadInputError, listing the first, where more inputs were rejected than the run allows."""
+    fraction = run.prepare.max_bad_fraction if run.prepare.on_bad_input == "skip" else 0.0
+    if info.rejected <= fraction * info.rows_in:
+        return
+    with (folder / "rejected.jsonl").open(encoding="utf-8") as file:
+        listed = "\n".join(f"  {Rejected(**json.loads(line))}" for line in itertools.islice(file, 10))
+    allowed = f"prepare.max_bad_fraction={fraction:g} allows" if fraction else "this run allows"
+    raise BadInputError(
+        f"{info.rejected:,} of {info.rows_in:,} inputs are bad, more than {allowed}; the first:\n{listed}\n"
+        f"mend or remove them, or set prepare.on_bad_input: skip and a prepare.max_bad_fraction that fits"
+    )
+
+
 def split_of(key: str, split: config.Split) -> str:
     """The split that a group key belongs to: a point in [0, 1) by its hash, against the cumulated fractions."""
     digest = hashlib.blake2b(f"{split.seed}:{key}".encode(), digest_size=8).digest()
     point, end = int.from_bytes(digest, "big") / 2**64, 0.0
-    for name, fraction in split.fractions.items():
+    shares = [(name, split.fractions.get(name, 0.0)) for name in ("train", "val", "test")]  # not as they are written
+    for name, fraction in shares:
         end += fraction
         if point < end:
             return name
-    return name  # the fractions sum to 1 but for rounding
+    return max(shares, key=lambda share: share[1])[0]  # the fractions sum to 1 but for rounding
 
 
 class _SplitWriter:
@@ -197,12 +209,14 @@ class _SplitWriter:
         self._group_bytes = row_group_mb * 2**20
         self._pending: list[pa.Table] = []
         self._row_groups: list[int] = []
+        self._num_bytes = 0
         self._labelled = any(c.name == "labels" for c in columns)
         self._label_counts = np.zeros(num_classes, np.int64)
         self._max_labels = 0
 
     def add(self, table: pa.Table) -> None:
         self._pending.append(table)
+        self._num_bytes += table.nbytes
         if self._labelled:
             labels, offsets = ragged_column(table, "labels")
             self._label_counts += np.bincount(labels, minlength=len(self._label_counts))
@@ -214,6 +228,7 @@ class _SplitWriter:
         self._writer.close()
         return SplitInfo(
             rows=sum(self._row_groups),
+            num_bytes=self._num_bytes,
             files=[FileInfo(path=self._name, row_groups=self._row_groups)],
             label_counts=self._label_counts.tolist() if self._labelled else None,
             max_labels=self._max_labels,
@@ -261,6 +276,7 @@ def _merge(splits: Sequence[SplitInfo]) -> SplitInfo:
     counts = [split.label_counts for split in splits if split.label_counts is not None]
     return SplitInfo(
         rows=sum(split.rows for split in splits),
+        num_bytes=sum(split.num_bytes for split in splits),
         files=[file for split in splits for file in split.files],
         label_counts=np.sum(counts, axis=0).tolist() if counts else None,
         max_labels=max(split.max_labels for split in splits),

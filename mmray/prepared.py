@@ -3,6 +3,7 @@
     prepared/youtube8m-3f2a91c07b5d/
         dataset.json          columns, class names, files, row groups, counts
         rejected.jsonl        every input that gave no row
+        parts/                what each task of the preparation wrote
         train/part-00000.parquet ...
 
 Row numbers count through a split in stored order: files as listed, row groups within them, rows within those.
@@ -26,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmray import config
 from mmray.schema import DatasetInfo, SplitInfo
 
 Int64s = npt.NDArray[np.int64]
@@ -122,6 +124,14 @@ class TrainOrder:
         return stored
 
 
+def train_order(split: SplitInfo, train: config.Train, seed: int, epoch: int) -> TrainOrder:
+    """The order of one epoch of a run over its training split."""
+    row_bytes = max(1.0, split.num_bytes / max(1, split.rows))
+    row_groups = tuple(rows for file in split.files for rows in file.row_groups)
+    window_rows = max(1, int(train.shuffle_mb * 2**20 / row_bytes))
+    return TrainOrder(row_groups, train.batch_size, seed, epoch, window_rows, train.shuffle_lanes)
+
+
 def shard_of_rows(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
     """First and last-plus-one row of the part of a split that `rank` evaluates: every row in exactly one part."""
     return rank * num_rows // world_size, (rank + 1) * num_rows // world_size
@@ -197,6 +207,7 @@ def train_tables(
         table, places = reader.hold(rows)
         for step in places:
             yield table.take(pa.array(step))
+        del table  # before the next window is read
 
 
 def tensor_column(table: pa.Table, name: str) -> npt.NDArray[Any]:

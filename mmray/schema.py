@@ -71,9 +71,10 @@ class FileInfo(BaseModel):
 
 
 class SplitInfo(BaseModel):
-    """One split of a prepared dataset."""
+    """One split of a prepared dataset; `num_bytes` is its size in memory."""
 
     rows: int
+    num_bytes: int
     files: list[FileInfo]
     label_counts: list[int] | None = None
     max_labels: int = 0

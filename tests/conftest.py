@@ -100,6 +100,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
                 files.append(FileInfo(path=str(path.relative_to(folder)), row_groups=groups))
             splits[split] = SplitInfo(
                 rows=count,
+                num_bytes=table.nbytes,
                 files=files,
                 label_counts=signs.sum(axis=0).tolist(),
                 max_labels=int(signs.sum(axis=1).max()),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from example_peer import PACKED
 
 from mmray import config, predictions, preparation, prepared
 from mmray.evaluation import prior_metrics
@@ -19,7 +20,6 @@ from mmray.tasks import build
 from mmray.training import checkpoint, feed, run_folder
 from mmray.training.context import Context
 from mmray.training.loop import fit
-from example_peer import PACKED
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,13 @@ def run(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> config.Run
                 "split": {"by": "hash", "fractions": {"train": 0.7, "val": 0.1, "test": 0.2}},
             },
             "model": {"name": "moe", "num_experts": 2},
-            "train": {"epochs": 15, "batch_size": 64, "precision": "fp32", "optimizer": {"lr": 0.003}, "monitor": "val/map"},
+            "train": {
+                "epochs": 15,
+                "batch_size": 64,
+                "precision": "fp32",
+                "optimizer": {"lr": 0.003},
+                "monitor": "val/map",
+            },
         }
     )
 
@@ -97,11 +103,17 @@ def test_model_learns_more_than_the_prior(run: config.Run, dataset: Path) -> Non
     folder = run.run_dir / "predictions" / "test"
     folder.mkdir(parents=True)
     ids, labels = (table.column(name).combine_chunks() for name in ("id", "labels"))
-    import pyarrow.parquet as pq
 
     pq.write_table(predictions.to_table(ids, labels, scores, 20), folder / "part-00000.parquet")
     stored = PredictionsInfo(
-        run=run.name, split="test", step=best.step, rows=split.rows, labelled=True, top_k=20, num_classes=527
+        run=run.name,
+        dataset=info.id,
+        split="test",
+        step=best.step,
+        rows=split.rows,
+        labelled=True,
+        top_k=20,
+        num_classes=527,
     )
     write_json(folder / "predictions.json", stored.model_dump(mode="json"))
     prior = prior_metrics(folder, info).compute()

@@ -64,6 +64,8 @@ def test_override_of_a_section_written_in_short(run_file: Path) -> None:
         ("model.experts=3", ["model.experts", "unknown key", "inputs"]),
         ("dataset.pathh=x", ["dataset.pathh", "'path'"]),
         ("train.epochs=0", ["train.epochs='0'", "greater than 0"]),
+        ("resources.use_gpu=maybe", ["resources.use_gpu='maybe'", "valid boolean", "'auto'"]),
+        ("train.optimizer.betas=[0.9, 1.0]", ["train.optimizer.betas.1=1.0", "less than 1"]),
         ("train.optimizer.name=adamm", ["train.optimizer.name='adamm'", "'adam'", "'sgd'"]),
         ("model.name=creppe", ["model.name='creppe'", "is not a model", "logistic", "moe"]),
         ("model.name=logistc", ["did you mean 'logistic'?"]),
@@ -93,6 +95,7 @@ def test_every_mistake_is_listed_at_once(run_file: Path) -> None:
     [
         ("a: 1\na: 2\n", ["line 2", "'a' stands twice"]),
         ("- 1\n", ["top level"]),
+        ("{[1, 2]: 3}\n", ["a key must be a word"]),
         ("a: [1\n", ["not a run file"]),
         ("name: x\n", ["task.name is missing", "video_classification"]),
         ("!!python/object/apply:os.system [true]\n", ["not a run file"]),

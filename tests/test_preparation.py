@@ -127,7 +127,7 @@ def test_same_settings_same_folder_and_others_another(make_corpus: MakeCorpus) -
     assert preparation.plan(run).folder == folder
     for section, change in [
         ("dataset", {"num_classes": 8}),
-        ("prepare", {"on_bad_input": "skip"}),
+        ("prepare", {"part_mb": 7}),
         ("dataset", {"dtype": "float16"}),
     ]:
         values = run.to_dict()
@@ -176,10 +176,20 @@ def test_bad_records_are_skipped_counted_and_listed(make_corpus: MakeCorpus) -> 
 
 
 def test_too_many_bad_records_fail(make_corpus: MakeCorpus) -> None:
+    """Also where a run of more patience has prepared the same dataset before."""
     run = make_corpus(dataset={"num_classes": 6}, prepare={"on_bad_input": "skip", "max_bad_fraction": 0.1})
-    with pytest.raises(BadInputError, match=r"54 of 110 inputs are bad, more than prepare\.max_bad_fraction=0\.1"):
-        prepare(run)
-    assert not preparation.plan(run).folder.exists()
+    folder, info = prepare(run)
+    with pytest.raises(
+        BadInputError, match=r"54 of 110 inputs are bad, more than prepare\.max_bad_fraction=0\.1 .*\n.*byte"
+    ):
+        preparation.check_rejected(run, folder, info)
+    values = run.to_dict()
+    strict = config.from_dict(values | {"prepare": values["prepare"] | {"on_bad_input": "fail"}})
+    assert preparation.plan(strict).folder == folder
+    with pytest.raises(BadInputError, match="54 of 110 inputs are bad, more than this run allows"):
+        preparation.check_rejected(strict, folder, info)
+    patient = config.from_dict(values | {"prepare": values["prepare"] | {"max_bad_fraction": 0.6}})
+    preparation.check_rejected(patient, folder, info)
 
 
 def test_shards_of_no_split_are_named(make_corpus: MakeCorpus) -> None:

@@ -1,4 +1,7 @@
-"""YouTube-8M's 8-bit quantisation: a feature in [-2, 2] is stored as one of 256 levels."""
+"""YouTube-8M's 8-bit quantisation: a feature in [-2, 2] is stored as one of 256 levels.
+
+A level stands for `level * 4/255 + 4/512 - 2`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,6 @@ import torch
 
 SCALE = 4 / 255
 BIAS = 4 / 512 - 2
-
-
-def dequantize(levels: torch.Tensor) -> torch.Tensor:
-    """Levels 0..255 (uint8, any shape) to float32 values in about [-2, 2]: `level * 4/255 + 4/512 - 2`."""
-    return levels.float().mul_(SCALE).add_(BIAS)
 
 
 def mean_of_frames(levels: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,11 @@ from typing import Any
 
 from mmray import config, preparation
 from mmray.console import progress, say
+from mmray.files import locked
 from mmray.on_ray import runtime
 from mmray.preparation import BadInputError, Part, PartNote
 from mmray.prepared import read_info
+from mmray.training import run_folder
 
 
 def prepare(run: config.Run, verbose: bool = False) -> Path:
@@ -17,17 +19,33 @@ def prepare(run: config.Run, verbose: bool = False) -> Path:
 
     What an interrupted preparation finished is kept. Raises BadInputError for input that the run does not allow.
     """
+    runtime.warn_of_relative_paths(run)
     plan = preparation.plan(run)
-    if (plan.folder / "dataset.json").exists():
-        info = read_info(plan.folder)
-        say(f"prepared dataset {plan.folder} is there: {info.rows_out:,} rows")
-        return plan.folder
-    runtime.start(verbose)
-    notes = _write_parts(run, plan)
-    info = preparation.publish(plan, notes)
+    if not (plan.folder / "dataset.json").exists():
+        with locked(plan.folder.with_name(f".{plan.folder.name}.lock"), f"preparing {plan.folder}", wait=True):
+            if not (plan.folder / "dataset.json").exists():  # the other process may have made it
+                runtime.start(verbose)
+                preparation.publish(plan, _write_parts(run, plan))
+    info = read_info(plan.folder)
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in info.splits.items())
     say(f"prepared {plan.folder}: {info.rows_in:,} rows in, {info.rows_out:,} out, {info.rejected:,} rejected ({rows})")
+    preparation.check_rejected(run, plan.folder, info)
     return plan.folder
+
+
+def prepare_for(run: config.Run, run_dir: Path, verbose: bool = False) -> Path:
+    """The prepared dataset that `run_dir` was trained on: as it stands, or made again from an unchanged corpus."""
+    trained_on = run_folder.read_info(run_dir).id
+    folder = Path(run.prepare.out) / trained_on
+    if (folder / "dataset.json").exists():
+        return folder
+    folder = prepare(run, verbose)
+    if folder.name != trained_on:
+        raise ValueError(
+            f"{run_dir} was trained on prepared dataset {trained_on}, which is gone, and the corpus now gives "
+            f"{folder.name}: it has changed since; train a new run (--set name=...)"
+        )
+    return folder
 
 
 def _write_parts(run: config.Run, plan: preparation.Plan) -> list[PartNote]:
@@ -37,7 +55,7 @@ def _write_parts(run: config.Run, plan: preparation.Plan) -> list[PartNote]:
         part: Part = parts[row["part"]]
         try:
             note = preparation.write_part(config.from_dict(values), part, folder)
-        except BadInputError as error:  # an answer, not a failure of the task: no retry, no stack trace
+        except (ValueError, OSError) as error:  # an answer, not a failure of the task: no retry, no stack trace
             return {"part": part.index, "note": "", "bad": str(error)}
         return {"part": part.index, "note": note.model_dump_json(), "bad": ""}
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
+
+from mmray import config
+from mmray.console import say
 
 # Set before Ray is imported, and inherited by every process that it starts.
 _SETTINGS = {
@@ -39,13 +43,25 @@ def start(verbose: bool = False) -> None:
 
     if ray.is_initialized():
         return
-    local = {"include_dashboard": False} if is_local() else {}
+    # address: without it Ray would join whatever cluster was last started on this machine.
+    local = {"address": "local", "include_dashboard": False} if is_local() else {}
     ray.init(logging_level=logging.INFO if verbose else logging.ERROR, log_to_driver=verbose, **local)
 
 
 def is_local() -> bool:
     """Whether Ray is, or would be, started by this process on this machine alone."""
     return "RAY_ADDRESS" not in os.environ
+
+
+def warn_of_relative_paths(run: config.Run) -> None:
+    """Say so where a job would read and write inside the copy of the working folder that Ray makes, and deletes."""
+    paths = {"out": run.out, "prepare.out": run.prepare.out, "dataset.path": getattr(run.dataset, "path", "/")}
+    relative = [key for key, path in paths.items() if not Path(path).is_absolute()]
+    if relative and not is_local() and "runtime_resources" in Path.cwd().parts:
+        say(
+            f"warning: {', '.join(relative)} are relative, so they lie in {Path.cwd()}, which Ray deletes later; "
+            f"--set them to absolute paths on storage that all nodes share"
+        )
 
 
 def ray_data() -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import tempfile
 import threading
@@ -14,37 +15,62 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmray import config, lookup, prepared
+from mmray import config, prepared
 from mmray.console import Advance, progress, say
+from mmray.files import locked
 from mmray.on_ray import runtime
-from mmray.on_ray.prepare import prepare
+from mmray.on_ray.prepare import prepare, prepare_for
 from mmray.schema import DatasetInfo
+from mmray.tasks import build, monitored
 from mmray.training import run_folder
 from mmray.training.checkpoint import TrainState, last
 from mmray.training.optimisation import is_finished
-from mmray.training.run_folder import read_log
+from mmray.training.run_folder import new_lines
 
 
 def train(run: config.Run, verbose: bool = False) -> Path:
     """Train a run, or go on with it from its last checkpoint; return the run folder. Prepares the dataset first.
 
-    ValueError where the cluster can't give what `resources` asks for.
+    ValueError where the run does not fit its data or the cluster, before anything is launched.
     """
-    folder = prepare(run, verbose)
-    info = prepared.read_info(folder)
-    run_dir = run_folder.open_run(run, info)
-    before = last(run_dir)
-    maximise: bool = lookup.load("task", run.task.name).Task.maximise
-    if before and is_finished(run.train, before.monitored, maximise):
-        say(f"{run_dir} is finished already: {_summary(before)}")
-        return run_dir
-    runtime.start(verbose)
-    scaling = plan_workers(run.resources, runtime.cluster_cpus(), runtime.cluster_gpus())
-    _fit(run, folder.absolute(), run_dir.absolute(), info, scaling)
+    run_dir = run.run_dir
+    with locked(run_dir / ".lock", f"training {run_dir}", wait=False):
+        begun = run_folder.is_begun(run_dir)
+        folder = prepare_for(run, run_dir, verbose) if begun else prepare(run, verbose)
+        info = prepared.read_info(folder)
+        task = build(run, info)
+        _check_rows(run, info)
+        run_folder.open_run(run, info)
+        before = last(run_dir)
+        if before and is_finished(run.train, before.monitored, monitored(run, task)[1]):
+            say(f"{run_dir} is finished already: {_summary(before)}")
+            return run_dir
+        runtime.start(verbose)
+        scaling = plan_workers(run.resources, runtime.cluster_cpus(), runtime.cluster_gpus())
+        _fit(run, folder.absolute(), run_dir.absolute(), info, scaling)
     done = last(run_dir)
     assert done is not None  # fit() returned without an error
     say(f"trained {run_dir}: {_summary(done)}")
     return run_dir
+
+
+def _check_rows(run: config.Run, info: DatasetInfo) -> None:
+    """ValueError where the rows are too few for a step, have no labels, or a step too few for the workers."""
+    batch_size, workers = run.train.batch_size, run.resources.num_workers
+    if batch_size < workers:
+        raise ValueError(
+            f"train.batch_size={batch_size} gives some of resources.num_workers={workers} no row; raise it"
+        )
+    if info.split("train").rows < batch_size:
+        raise ValueError(
+            f"train.batch_size={batch_size} is more than the {info.split('train').rows:,} training rows; lower it"
+        )
+    for name in ("train", "val"):
+        split = info.split(name)
+        if split.label_counts is not None and split.max_labels == 0:
+            raise ValueError(
+                f"split {name!r} of {info.id} has no labels at all: there is nothing to learn or to compare"
+            )
 
 
 def plan_workers(resources: config.Resources, cpus: float, gpus: float) -> dict[str, Any]:
@@ -56,20 +82,31 @@ def plan_workers(resources: config.Resources, cpus: float, gpus: float) -> dict[
             f"resources.num_workers={workers} needs {workers} GPUs, one a worker; the cluster has {gpus:g}. "
             f"Set resources.num_workers={int(gpus) or 1} or resources.use_gpu=false"
         )
+    if gpus and not use_gpu and resources.use_gpu == "auto":
+        say(f"training on CPUs: resources.num_workers={workers} is more than the cluster's {gpus:g} GPUs")
     # Ray Data tasks that feed the workers need a CPU of their own, or nothing ever moves.
     kept = 1.0 if resources.feed == "ray_data" else 0.0
-    share = resources.cpus_per_worker or min(1.0, (cpus - kept) / workers if cpus > kept else cpus / (workers + 1))
-    if share * workers + kept > cpus and resources.cpus_per_worker:
+    if cpus <= kept:
+        raise ValueError(
+            f"resources.feed: ray_data needs a CPU beside the workers; the cluster has {cpus:g}: feed=thread"
+        )
+    share = resources.cpus_per_worker or min(1.0, (cpus - kept) / workers)
+    if share * workers + kept > cpus + 1e-9:
         raise ValueError(
             f"resources.cpus_per_worker={share:g} x num_workers={workers} + {kept:g} for the feed = "
             f"{share * workers + kept:g} CPUs; the cluster has {cpus:g}. "
-            f"Set resources.cpus_per_worker={max(0.1, (cpus - kept) / workers):.2g} or less"
+            f"Set resources.cpus_per_worker={_down((cpus - kept) / workers):g} or less"
         )
     return {
         "num_workers": workers,
         "use_gpu": use_gpu,
-        "resources_per_worker": {"CPU": round(share, 3)} | ({"GPU": 1} if use_gpu else {}),
+        "resources_per_worker": {"CPU": _down(share)} | ({"GPU": 1} if use_gpu else {}),
     }
+
+
+def _down(cpus: float) -> float:
+    """Rounded down to what Ray can count, so that equal shares never add up to more than the whole."""
+    return math.floor(cpus * 1000) / 1000
 
 
 def _fit(run: config.Run, folder: Path, run_dir: Path, info: DatasetInfo, scaling: dict[str, Any]) -> None:
@@ -103,14 +140,14 @@ def _fit(run: config.Run, folder: Path, run_dir: Path, info: DatasetInfo, scalin
                 trainer.fit()
                 return
             except WorkerGroupError as error:
-                # Ray wraps what a worker raised; the cause itself is what a user can act on.
+                # Ray wraps what a worker raised. If none was lost, the cause itself is what a user can act on.
                 causes = [getattr(e, "_base_exc", e) for e in error.worker_failures.values()]
-                for cause in causes:
-                    if isinstance(cause, (ValueError, FloatingPointError, OSError)):
-                        raise cause from None
+                lost = [cause for cause in causes if type(cause).__module__.startswith("ray.")]
+                if not lost:
+                    raise causes[0] from error
                 if failures > run.resources.max_failures:
                     raise
-                say(f"workers lost ({type(causes[0]).__name__}); going on from the last checkpoint, try {failures + 1}")
+                say(f"workers lost ({type(lost[0]).__name__}); going on from the last checkpoint, try {failures + 1}")
 
 
 def _work(settings: dict[str, Any]) -> None:
@@ -119,7 +156,6 @@ def _work(settings: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from mmray.tasks import build
     from mmray.training import feed
     from mmray.training.context import Context
     from mmray.training.loop import fit
@@ -130,7 +166,8 @@ def _work(settings: dict[str, Any]) -> None:
     rank, world_size = ray_context.get_world_rank(), ray_context.get_world_size()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray_context.get_local_world_size()))
+        share = len(os.sched_getaffinity(0)) // ray_context.get_local_world_size()
+        torch.set_num_threads(max(1, int(run.resources.cpus_per_worker or share)))
     else:
         torch.set_float32_matmul_precision("high")
     context = Context(run_dir, device, rank, world_size, report=ray.train.report)
@@ -163,17 +200,15 @@ def _watch(run: config.Run, run_dir: Path, info: DatasetInfo) -> Iterator[None]:
     """Show on the console what the workers write to the run's log."""
     steps_per_epoch = info.split("train").rows // run.train.batch_size
     ended = threading.Event()
-    seen = len(read_log(run_dir))
+    log = new_lines(run_dir)
+    next(log)  # what an earlier attempt wrote
 
     def follow() -> None:
-        nonlocal seen
         with progress("train", run.train.epochs * steps_per_epoch, "steps") as advance:
             while True:
                 final = ended.wait(0.3)  # read once more after the end
-                lines = read_log(run_dir)
-                for line in lines[min(seen, len(lines)) :]:
+                for line in next(log):
                     _show(line, run.train.epochs, advance)
-                seen = len(lines)
                 if final:
                     return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmray.datasets.youtube8m import Config, CorpusReport, ShardReport
 from mmray.on_ray import runtime
 
 _LISTED = 20
+_IN_FLIGHT = 256  # tasks at a time, so that neither the scheduler nor the object store sees a whole corpus
 
 
 def verify(path: str, num_classes: int | None = None, verbose: bool = False) -> CorpusReport:
@@ -25,14 +27,16 @@ def verify(path: str, num_classes: int | None = None, verbose: bool = False) -> 
     import ray
 
     check = ray.remote(youtube8m.verify)
-    numbers = {check.remote(config, source): number for number, source in enumerate(sources)}
-    waiting, reports = list(numbers), {}
+    queue, running, reports, records = iter(enumerate(sources)), {}, {}, 0
     with progress("verify", len(sources), "shards") as advance:
-        while waiting:
-            (done,), waiting = ray.wait(waiting)
+        while len(reports) < len(sources):
+            for number, source in itertools.islice(queue, _IN_FLIGHT - len(running)):
+                running[check.remote(config, source)] = number
+            (done, *_), _ = ray.wait(list(running))
             report: ShardReport = ray.get(done)
-            reports[numbers[done]] = report
-            advance(len(reports), f"{sum(r.num_rows for r in reports.values()):,} records")
+            reports[running.pop(done)] = report
+            records += report.num_rows
+            advance(len(reports), f"{records:,} records")
     return youtube8m.merge([reports[number] for number in sorted(reports)])
 
 

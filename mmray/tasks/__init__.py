@@ -74,6 +74,12 @@ class Task(Protocol):
     def new_metrics(self) -> Metrics: ...  # noqa: D102
 
 
+def monitored(run: config.Run, task: Task) -> tuple[str, bool]:
+    """The metric that picks the best checkpoint of a run, and whether more of it is better."""
+    name = run.train.monitor or task.monitor
+    return name, task.maximise if name == task.monitor else not name.endswith("loss")
+
+
 def build(run: config.Run, info: DatasetInfo) -> Task:
     """The task that a run names, over the dataset it runs on."""
     module: ModuleType = lookup.load("task", run.task.name)  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 import pyarrow as pa
 import torch
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from mmray import config, lookup, losses
@@ -25,7 +26,7 @@ class Config(Section):
     """Settings of the task."""
 
     name: Literal["video_classification"] = "video_classification"
-    top_k: int = 20
+    top_k: PositiveInt = Field(20, description="classes a video that count for the metrics")
 
 
 class VectorModel(Protocol):
@@ -49,7 +50,9 @@ class Task:
         self._model_config = cast(VectorModel, run.model)
         self._top_k = cast(Config, run.task).top_k
         by_name = {c.name: c for c in info.columns if is_feature(c)}
-        wanted = self._model_config.inputs or list(by_name)
+        wanted = list(by_name) if self._model_config.inputs is None else self._model_config.inputs
+        if not wanted:
+            raise ValueError(f"model.inputs is empty; choose from {sorted(by_name)}, or leave it out to take all")
         for name in wanted:
             if name not in by_name:
                 raise ValueError(f"model.inputs: {name!r} is not a feature; {lookup.suggest(name, sorted(by_name))}")
@@ -82,9 +85,7 @@ class Task:
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Binary cross-entropy summed over classes, mean over rows, by the model's fused loss where it has one."""
-        x, labels = self._vectors(batch), self._multi_hot(batch)
-        fused: Any = getattr(model, "loss", None)
-        return fused(x, labels) if fused else losses.binary_cross_entropy(model(x), labels)
+        return losses.multilabel_loss(model, self._vectors(batch), self._multi_hot(batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, float]:
         """Probabilities (B, C) float32, and the loss summed over rows; 0 for rows without labels."""

@@ -9,7 +9,6 @@ A checkpoint is written aside and renamed: one that exists is whole. The last on
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
-from mmray.files import publish_folder
+from mmray.files import delete_folder, delete_leftovers, publish_folder
 
 
 class TrainState(BaseModel):
@@ -28,7 +27,7 @@ class TrainState(BaseModel):
     Within an epoch, `epoch_loss` sums the losses of its steps and `unlogged_loss` those of steps not logged yet.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -43,6 +42,7 @@ def save(run_dir: Path, state: TrainState, model: torch.nn.Module, optimizer: to
     """Write a checkpoint whole and return its folder."""
     root = run_dir / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(root)
     aside = Path(tempfile.mkdtemp(dir=root, prefix=".writing-"))
     aside.chmod(0o755)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, aside / "model.safetensors")
@@ -87,7 +87,7 @@ def prune(run_dir: Path, monitor: str, maximise: bool, keep_best: int) -> None:
     keep = {s.step for s in ranked[:keep_best]} | {s.step for s in states[-1:]}
     for state in states:
         if state.step not in keep:
-            shutil.rmtree(folder_of(run_dir, state.step))
+            delete_folder(folder_of(run_dir, state.step))
 
 
 def load_model(folder: Path, model: torch.nn.Module) -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from mmray import config
-from mmray.prepared import SplitReader, TrainOrder, shard_of_rows, train_tables
+from mmray.prepared import SplitReader, TrainOrder, shard_of_rows, train_order, train_tables
 from mmray.tasks import Batch, Task
 from mmray.training.context import Context
 
@@ -32,13 +32,9 @@ def tables(
     info, rank, world_size = task.info, context.rank, context.world_size
     train, val = info.split("train"), info.split("val")
     columns = task.columns(labelled=True)
-    row_groups = tuple(rows for file in train.files for rows in file.row_groups)
 
     def train_of(epoch: int, step: int) -> Iterator[pa.Table]:
-        settings = run.train
-        order = TrainOrder(
-            row_groups, settings.batch_size, run.seed, epoch, settings.shuffle_rows, settings.shuffle_lanes
-        )
+        order = train_order(train, run.train, run.seed, epoch)
         return read(SplitReader(folder, train, columns), order, rank, world_size, step)
 
     def val_of() -> Iterator[pa.Table]:

@@ -25,7 +25,9 @@ class RunLog:
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a", buffering=1)
         self._began = time.perf_counter() - (kept[-1]["time_s"] if kept else 0.0)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(
+            str(run_dir / "tensorboard"), purge_step=step + 1 if list(run_dir.glob("tensorboard/*")) else None
+        )
         if not step:
             plain = {k: v if isinstance(v, (bool, int, float, str)) else json.dumps(v) for k, v in settings.items()}
             for summary in hparams(plain, {monitor: None}):  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """The training loop: plain torch, one process's view.
 
-The same numbers come out for the same seed whatever the number of workers (up to the order of floating-point sums)
-and however often the run was interrupted: which rows make a step, the random state within it and the learning rate
-are functions of the step, not of what went before.
+The same numbers come out for the same seed however often the run was interrupted: which rows make a step, the random
+state within it and the learning rate are functions of the step, not of what went before. The number of workers changes
+the order of floating-point sums, and which random numbers a row meets in dropout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from mmray import config
-from mmray.tasks import Batch, Task
+from mmray.tasks import Batch, Task, monitored
 from mmray.training import checkpoint, run_folder
 from mmray.training.checkpoint import TrainState
 from mmray.training.context import Context
@@ -33,7 +33,6 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
     rank's part of the validation rows, each row on exactly one rank. Raises FloatingPointError when the loss is no
     longer finite.
     """
-    steps_per_epoch = task.info.split("train").rows // run.train.batch_size
     torch.manual_seed(run.seed)
     model = task.build_model().to(context.device)
     optimizer = build_optimizer(run.train.optimizer, model.parameters())
@@ -47,11 +46,11 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
         run_folder.write_environment(
             context.run_dir, num_workers=context.world_size, device=context.device.type, num_parameters=num_parameters
         )
-    monitor = run.train.monitor or task.monitor
+    monitor, maximise = monitored(run, task)
     step_loss = _step_loss(task, model, run.train, context)
     with _log(run, state, monitor, context) as log:
-        while not is_finished(run.train, state.monitored, task.maximise):
-            epoch = _Epoch(run, task, model, step_loss, optimizer, steps_per_epoch, context, log)
+        epoch = _Epoch(run, task, model, step_loss, optimizer, context, log)
+        while not is_finished(run.train, state.monitored, maximise):
             metrics = epoch.train(state, train_tables)
             metrics |= epoch.validate(val_tables)
             state = _after_epoch(state, metrics, monitor)
@@ -72,16 +71,16 @@ class _Epoch:
         model: nn.Module,
         step_loss: nn.Module,
         optimizer: torch.optim.Optimizer,
-        steps_per_epoch: int,
         context: Context,
         log: RunLog | None,
     ) -> None:
         self.run, self.task, self.model, self.step_loss = run, task, model, step_loss
-        self.optimizer, self.steps_per_epoch, self.context, self.log = optimizer, steps_per_epoch, context, log
+        self.optimizer, self.context, self.log = optimizer, context, log
         self.autocast = torch.autocast(
             context.device.type, torch.bfloat16, enabled=uses_bf16(run.train, context.device)
         )
-        self.monitor = run.train.monitor or task.monitor
+        self.monitor, self.maximise = monitored(run, task)
+        self.steps_per_epoch = task.info.split("train").rows // run.train.batch_size
 
     def train(self, state: TrainState, train_tables: TrainTables) -> dict[str, float]:
         """Do the rest of the epoch that `state` stands in, moving `state` on; return its training metrics."""
@@ -100,7 +99,7 @@ class _Epoch:
                 yield [b.pinned() for b in batches] if context.device.type == "cuda" else batches
 
         for batches in clock.waiting(whole.waiting(ahead(steps))):
-            rate = learning_rate(settings, state.step, num_steps, state.monitored, self.task.maximise)
+            rate = learning_rate(settings, state.step, num_steps, state.monitored, self.maximise)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             torch.manual_seed(
@@ -121,9 +120,16 @@ class _Epoch:
             every = settings.checkpoint_every_steps
             if every and state.step % every == 0 and state.step_in_epoch < self.steps_per_epoch:
                 sums = {"epoch_loss": whole.loss_sum(), "unlogged_loss": clock.loss_sum()}
+                _require_finite(sums["epoch_loss"], state, rate)
                 self.save(state.model_copy(update={"metrics": {}, **sums}))  # these weights were not validated
         measured = whole.measured()
-        return {**measured, "lr": rate, "train_rows": measured.pop("rows"), "epoch_s": whole.elapsed_s}
+        _require_finite(measured["train/loss"], state, rate)
+        return {
+            **measured,
+            "lr": rate,
+            "train_rows": state.step_in_epoch * settings.batch_size,
+            "epoch_s": whole.elapsed_s,
+        }
 
     def _forward_backward(self, batches: list[Batch]) -> torch.Tensor:
         """Gradients of one step, averaged over its global batch; returns this rank's share of the mean loss."""
@@ -142,20 +148,16 @@ class _Epoch:
 
     def _log_steps(self, state: TrainState, clock: _Clock, rate: float) -> None:
         measured = clock.measured()
-        if not math.isfinite(measured["train/loss"]):
-            raise FloatingPointError(
-                f"train/loss became {measured['train/loss']} by step {state.step} (epoch {state.epoch}, "
-                f"lr {rate:g}); lower train.optimizer.lr, set train.clip_norm or train.precision: fp32"
-            )
+        _require_finite(measured["train/loss"], state, rate)
         if self.log:
-            del measured["rows"]
             self.log.write("step", state.epoch, state.step, {**measured, "lr": rate})
 
     def validate(self, val_tables: ValTables) -> dict[str, float]:
         """Metrics over every validation row, on every rank."""
         self.step_loss.eval()
         metrics, loss, rows = self.task.new_metrics(), 0.0, 0
-        with torch.inference_mode(), self.autocast:
+        # In full precision, as predictions are made: bfloat16 would round neighbouring scores to the same value.
+        with torch.inference_mode():
             for batch in ahead(lambda: map(self.task.collate, val_tables())):
                 on_device = batch.to(self.context.device)
                 scores, batch_loss = self.task.evaluate(self.model, on_device)
@@ -180,7 +182,15 @@ class _Epoch:
         """Write a checkpoint and delete those no longer wanted; rank 0 alone."""
         if self.context.rank == 0:
             checkpoint.save(self.context.run_dir, state, self.model, self.optimizer)
-            checkpoint.prune(self.context.run_dir, self.monitor, self.task.maximise, self.run.train.keep_best)
+            checkpoint.prune(self.context.run_dir, self.monitor, self.maximise, self.run.train.keep_best)
+
+
+def _require_finite(loss: float, state: TrainState, rate: float) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"train/loss became {loss} by step {state.step} (epoch {state.epoch}, lr {rate:g}); "
+            f"lower train.optimizer.lr, set train.clip_norm or train.precision: fp32"
+        )
 
 
 class _StepLoss(nn.Module):
@@ -237,7 +247,6 @@ class _Clock:
         loss, rows, waited_share = self._context.sum(float(self._loss), self._rows, self._waited_s / elapsed_s)
         measured = {
             "train/loss": loss / max(1, self._steps),
-            "rows": rows,
             "rows_per_s": rows / elapsed_s,
             "input_wait_percent": 100 * waited_share / self._context.world_size,
         }
@@ -256,11 +265,11 @@ def uses_bf16(settings: config.Train, device: torch.device) -> bool:
 
 
 def _step_loss(task: Task, model: nn.Module, settings: config.Train, context: Context) -> nn.Module:
-    step_loss: nn.Module = _StepLoss(task, model)
-    if context.world_size > 1:
-        step_loss = nn.parallel.DistributedDataParallel(step_loss, gradient_as_bucket_view=True)
     if settings.compile:
-        step_loss.compile()
+        model.compile()  # the model's own forward; a loss that a model computes by hand stays as it is
+    step_loss = _StepLoss(task, model)
+    if context.world_size > 1:
+        return nn.parallel.DistributedDataParallel(step_loss, gradient_as_bucket_view=True)
     return step_loss
 
 

@@ -16,10 +16,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mmray import __version__, config
 from mmray.files import write_json, write_text
@@ -30,35 +29,38 @@ _MAY_CHANGE = (
     "resources",
     "predict",
     "out",
+    "prepare.out",
+    "prepare.max_bad_fraction",
     "train.epochs",
     "train.early_stopping",
     "train.log_every_steps",
-    "prepare.out",
+    "train.checkpoint_every_steps",
+    "train.keep_best",
 )
 
 
 def open_run(run: config.Run, info: DatasetInfo) -> Path:
-    """Create the run folder, or open it to go on; ValueError where it holds a run of another config."""
+    """Create the run folder, or open it to go on; ValueError where another run has begun to train in it."""
     run_dir = run.run_dir
-    path = run_dir / "config.yaml"
-    if path.exists():
-        before, now = _flat(yaml.safe_load(path.read_text())), _flat(run.to_dict())
-        changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not _may_change(k)]
+    if is_begun(run_dir):
+        before, now = _flat(read_run(run_dir).to_dict()), _flat(run.to_dict())
+        changed = [
+            k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not _may_change(k, run)
+        ]
         if changed:
             lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
             raise ValueError(
                 f"{run_dir} holds another run:\n{lines}\n"
                 f"give this one a name of its own (--set name=...), or remove the folder to start anew"
             )
-        trained_on = read_info(run_dir).id
-        if trained_on != info.id:
-            raise ValueError(
-                f"{run_dir} was trained on prepared dataset {trained_on}, and the corpus now gives {info.id}: "
-                f"it has changed since; give this run another name (--set name=...)"
-            )
     write_json(run_dir / "dataset.json", info.model_dump(mode="json"))
-    write_text(path, run.to_yaml())
+    write_text(run_dir / "config.yaml", run.to_yaml())
     return run_dir
+
+
+def is_begun(run_dir: Path) -> bool:
+    """Whether a run has left a checkpoint to go on from."""
+    return any(run_dir.glob("checkpoints/step-*/state.json"))
 
 
 def read_run(run_dir: Path) -> config.Run:
@@ -71,14 +73,35 @@ def read_run(run_dir: Path) -> config.Run:
 
 def read_info(run_dir: Path) -> DatasetInfo:
     """The dataset a run was trained on."""
-    return DatasetInfo.model_validate(json.loads((run_dir / "dataset.json").read_text()))
+    return DatasetInfo.model_validate(json.loads((run_dir / "dataset.json").read_text(encoding="utf-8")))
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
     """All whole lines of `metrics.jsonl`; a last line torn by a crash is left out. Empty where there is no log."""
     path = run_dir / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def new_lines(run_dir: Path) -> Iterator[list[dict[str, Any]]]:
+    """Each time it is asked, the whole lines that the log has gained; a line of a rewritten log is not new again."""
+    path = run_dir / "metrics.jsonl"
+    inode, offset, known = None, 0, set()
+    while True:
+        lines = []
+        if path.exists():
+            with path.open("rb") as file:
+                if (now := os.fstat(file.fileno()).st_ino) != inode:
+                    inode, offset = now, 0
+                file.seek(offset)
+                data = file.read()
+            whole = data.rfind(b"\n") + 1
+            offset += whole
+            for line in map(json.loads, data[:whole].splitlines()):
+                if (line["event"], line["step"]) not in known:
+                    known.add((line["event"], line["step"]))
+                    lines.append(line)
+        yield lines
 
 
 def write_environment(run_dir: Path, **facts: Any) -> None:
@@ -111,7 +134,9 @@ def _cpu_model() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _may_change(key: str) -> bool:
+def _may_change(key: str, run: config.Run) -> bool:
+    if key == "train.epochs" and run.train.schedule.name == "cosine":
+        return False  # the end of the run shapes every learning rate of it
     return any(key == may or key.startswith(f"{may}.") for may in _MAY_CHANGE)
 
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmray import losses, lookup
+from mmray import lookup
+from mmray.losses import binary_cross_entropy, multilabel_loss
 
 pytestmark = pytest.mark.parametrize("name", lookup.names("model"))
 
@@ -32,10 +33,6 @@ def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(ROWS, INPUT_SIZE, generator=generator).to(dtype)
     return x, torch.rand(ROWS, NUM_CLASSES, generator=generator) < 0.4
-
-
-def training_loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    return losses.multilabel_loss(model, x, labels)
 
 
 def test_config_has_the_name_of_its_module_and_no_other_key(name: str) -> None:
@@ -92,7 +89,7 @@ def test_state_dict_comes_back_through_safetensors(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("way", ["loss", "logits"])
 def test_every_parameter_has_a_gradient(name: str, way: str) -> None:
     model, (x, labels) = build(name), batch()
-    loss = training_loss(model, x, labels) if way == "loss" else losses.binary_cross_entropy(model(x), labels)
+    loss = multilabel_loss(model, x, labels) if way == "loss" else binary_cross_entropy(model(x), labels)
     loss.backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
@@ -112,11 +109,11 @@ def test_loss_is_the_cross_entropy_of_the_logits_and_the_penalty(name: str, pena
     if penalty and "l2_penalty" not in lookup.load("model", name).Config.model_fields:
         pytest.skip("has no penalty")
     model, (x, labels) = build(name, **({"l2_penalty": penalty} if penalty else {})), batch()
-    logits = model(x).detach().double()
-    by_hand = -torch.where(labels, nn.functional.logsigmoid(logits), nn.functional.logsigmoid(-logits)).sum() / ROWS
-    assert float(losses.binary_cross_entropy(model(x), labels)) == pytest.approx(float(by_hand), rel=1e-6)
+    logits = model(x).detach()
+    by_hand = -nn.functional.logsigmoid(torch.where(labels, logits, -logits).double()).sum() / ROWS
+    assert float(binary_cross_entropy(logits, labels)) == pytest.approx(float(by_hand), rel=1e-6)
     expected = float(by_hand) + penalty * l2_of_weights(model)
-    loss = training_loss(model, x, labels)
+    loss = multilabel_loss(model, x, labels).detach()
     assert loss.shape == ()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
@@ -127,9 +124,9 @@ def test_loss_is_a_mean_over_rows(name: str) -> None:
     results = []
     for times in (1, 2):
         model.zero_grad()
-        loss = training_loss(model, x.repeat(times, 1), labels.repeat(times, 1))
+        loss = multilabel_loss(model, x.repeat(times, 1), labels.repeat(times, 1))
         loss.backward()
-        results.append((float(loss), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+        results.append((float(loss.detach()), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
     for one, two in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
@@ -138,17 +135,17 @@ def test_loss_is_a_mean_over_rows(name: str) -> None:
 def test_labels_of_another_shape_are_refused(name: str) -> None:
     model, (x, labels) = build(name), batch()
     with pytest.raises(ValueError, match=r"labels"):
-        training_loss(model, x, labels[:, :-1])
+        multilabel_loss(model, x, labels[:, :-1])
 
 
 def test_autocast_leaves_logits_and_loss_close(name: str) -> None:
     model, (x, labels) = build(name), batch()
-    expected, exact = float(training_loss(model, x, labels)), model(x)
+    expected, exact = float(multilabel_loss(model, x, labels).detach()), model(x).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, logits = training_loss(model, x, labels), model(x)
+        loss, logits = multilabel_loss(model, x, labels), model(x)
     assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(expected, rel=2e-2)
-    torch.testing.assert_close(logits.float(), exact, rtol=0.1, atol=0.1)
+    assert float(loss.detach()) == pytest.approx(expected, rel=2e-2)
+    torch.testing.assert_close(logits.detach().float(), exact, rtol=0.1, atol=0.1)
 
 
 def test_builds_on_the_meta_device(name: str) -> None:

@@ -113,8 +113,8 @@ def test_two_workers_give_the_curve_of_one_process(make: Callable[..., config.Ru
 
 
 def test_ray_data_feed_gives_the_very_same_curve(make: Callable[..., config.Run], two_workers: Path) -> None:
-    fed = train(make("fed", resources={"num_workers": 2, "feed": "ray_data"}, train={"shuffle_rows": 200}))
-    thread = train(make("thread", resources={"num_workers": 2}, train={"shuffle_rows": 200}))
+    fed = train(make("fed", resources={"num_workers": 2, "feed": "ray_data"}, train={"shuffle_mb": 0.03}))
+    thread = train(make("thread", resources={"num_workers": 2}, train={"shuffle_mb": 0.03}))
     np.testing.assert_array_equal(curve(fed), curve(thread))
 
 

@@ -28,7 +28,7 @@ TRAIN = {
     "precision": "fp32",
     "log_every_steps": 1,
     "shuffle_lanes": 4,
-    "shuffle_rows": 30,
+    "shuffle_mb": 0.002,
 }
 
 
@@ -111,6 +111,7 @@ def test_stopped_run_goes_on_as_if_never_stopped(
     stop_at(1, 3)  # after that of the epoch's end
     stop_at(2, 15)
     resumed = train(run, folder)
+    assert [line["train_rows"] for line in resumed if line["event"] == "epoch"] == [96] * 3
     assert [(line["event"], line["step"]) for line in resumed] == [
         (line["event"], line["step"]) for line in undisturbed
     ]
@@ -136,6 +137,20 @@ def test_another_run_of_the_same_name_is_refused(make_run: MakeRun, make_dataset
         train(make_run(train=TRAIN | {"batch_size": 5}), folder)
 
 
+def test_run_that_never_began_can_be_corrected(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+    folder = make_dataset()
+    with pytest.raises(ValueError, match="lower it"):
+        train(make_run(train=TRAIN | {"batch_size": 500}), folder)
+    assert len(train(make_run(train=TRAIN), folder)) == 3 * 17
+
+
+def test_epochs_of_a_cosine_run_stay(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+    folder, cosine = make_dataset(), TRAIN | {"schedule": {"name": "cosine"}}
+    train(make_run(train=cosine), folder)
+    with pytest.raises(ValueError, match=r"train\.epochs: 3 there, 4 now"):
+        train(make_run(train=cosine | {"epochs": 4}), folder)
+
+
 def test_best_and_last_checkpoints_are_kept(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
     run = make_run(train=TRAIN | {"epochs": 6, "keep_best": 2, "optimizer": {"lr": 0.5}})
     log = [line for line in train(run, make_dataset()) if line["event"] == "epoch"]
@@ -158,6 +173,23 @@ def test_loss_that_is_not_finite_stops_the_run(make_run: MakeRun, make_dataset: 
         FloatingPointError, match=r"train/loss became (nan|inf) by step \d+ .*lower train\.optimizer\.lr"
     ):
         train(run, make_dataset())
+
+
+def test_loss_as_monitor_is_better_when_lower(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+    settings = TRAIN | {"epochs": 5, "monitor": "val/loss", "early_stopping": {"patience": 1}, "optimizer": {"lr": 0.1}}
+    run = make_run(train=settings)
+    losses = [line["val/loss"] for line in train(run, make_dataset()) if line["event"] == "epoch"]
+    assert losses == sorted(losses, reverse=True), "falls with every epoch"
+    assert len(losses) == 5
+    assert checkpoint.best(run.run_dir, "val/loss", maximise=False).metrics["val/loss"] == losses[-1]
+
+
+def test_loss_that_is_not_finite_is_never_saved(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+    settings = {"optimizer": {"name": "sgd", "lr": 1e38}, "log_every_steps": 50, "checkpoint_every_steps": 4}
+    run = make_run(train=TRAIN | settings)
+    with pytest.raises(FloatingPointError, match="train/loss became"):
+        train(run, make_dataset())
+    assert checkpoint.list_states(run.run_dir) == []
 
 
 def test_monitor_that_is_no_metric(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
