@@ -145,7 +145,7 @@ def data_group() -> None:
 
 @data_group.command("verify")
 @click.argument("path")
-@click.option("--classes", type=int, help="Number of classes that labels are checked against.")
+@click.option("--classes", type=click.IntRange(min=1), help="Number of classes that labels are checked against.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the whole report here.")
 @_verbose
 def data_verify(path: str, classes: int | None, json_path: Path | None, verbose: bool) -> None:

@@ -198,6 +198,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a run file: {error}") from None
     try:
         # A subclass of SafeLoader: plain values only.
         values = yaml.load(text, Loader=_UniqueKeyLoader)

@@ -34,8 +34,6 @@ def evaluate(run_dir: Path, split: str) -> dict[str, Any]:
         "baselines": {"prior": prior_metrics(folder, info, k).compute()},
         "per_class": _per_class(metrics, info),
     }
-    if metrics.num_videos != stored.rows:
-        raise ValueError(f"{folder} should hold {stored.rows:,} rows and holds {metrics.num_videos:,}; predict again")
     write_json(run_dir / "evaluation" / f"{split}.json", result)
     return result
 
@@ -45,11 +43,13 @@ def prior_metrics(folder: Path, info: DatasetInfo, k: int = 20) -> RankingMetric
     train = info.split("train")
     prior = label_prior_scores(train.label_counts or [0] * len(info.class_names), train.rows)
     metrics = RankingMetrics(len(prior), k)
-    classes, scores = top_k(prior[None], len(prior))  # all of them: PERR looks beyond the top k
+    classes, scores = top_k(prior[None], len(prior))
     for table in predictions.read_batches(folder):
-        shape = (table.num_rows, len(prior))
-        labels = ragged_column(table, "labels")
-        metrics.update_top_k(np.broadcast_to(classes, shape), np.broadcast_to(scores, shape), labels)
+        labels, offsets = ragged_column(table, "labels")
+        width = max(metrics.k, int(np.diff(offsets).max(initial=0)))  # PERR needs as many as a row has labels
+        shape = (table.num_rows, width)
+        best = np.broadcast_to(classes[:, :width], shape), np.broadcast_to(scores[:, :width], shape)
+        metrics.update_top_k(*best, (labels, offsets))
     return metrics
 
 

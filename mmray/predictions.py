@@ -97,12 +97,13 @@ def ranking_metrics(folder: Path, k: int = 20) -> RankingMetrics:
         else:
             classes, scores = tensor_column(table, "top_classes"), tensor_column(table, "top_scores")
             metrics.update_top_k(classes, scores, labels)
+    _require_rows(folder, info, metrics.num_videos)
     return metrics
 
 
 def write_challenge_csv(folder: Path, path: Path, k: int = 20) -> int:
     """Write the YouTube-8M challenge's file, `VideoId,LabelConfidencePairs` with the best k a row; return the rows."""
-    rows, expected = 0, read_info(folder).rows
+    rows = 0
     with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["VideoId", "LabelConfidencePairs"])
@@ -115,6 +116,10 @@ def write_challenge_csv(folder: Path, path: Path, k: int = 20) -> int:
             for name, row_classes, row_scores in zip(table.column("id").to_pylist(), classes, scores, strict=True):
                 writer.writerow([name, " ".join(f"{c} {s:.6f}" for c, s in zip(row_classes, row_scores, strict=True))])
                 rows += 1
-        if rows != expected:
-            raise ValueError(f"{folder} should hold {expected:,} rows and holds {rows:,}; predict again")
+        _require_rows(folder, read_info(folder), rows)
     return rows
+
+
+def _require_rows(folder: Path, info: PredictionsInfo, rows: int) -> None:
+    if rows != info.rows:
+        raise ValueError(f"{folder} should hold {info.rows:,} rows and holds {rows:,}; predict again")

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
 
-from mmray import evaluation, predictions
-from mmray.files import write_json
+from mmray import config, evaluation, predictions
+from mmray.files import write_json, write_text
 from mmray.schema import Column, DatasetInfo, SplitInfo
 
 Labels = list[list[int]]
@@ -23,13 +23,24 @@ Labels = list[list[int]]
 
 @pytest.fixture
 def make_run_dir(tmp_path: Path) -> Callable[..., Path]:
-    """Make a run folder with what an evaluation reads: `dataset.json` and the predictions of the test split."""
+    """Make a run folder with what an evaluation reads: config, `dataset.json` and predictions of the test split.
+
+    `k` is what was stored of each row (None: everything), `top_k` what counts for the metrics.
+    """
 
     def make(
-        train_counts: list[int], train_rows: int, labels: Labels, scores: np.ndarray, k: int | None = None, **said: int
-    ) -> Path:
+        train_counts: list[int], train_rows: int, labels: Labels, scores: np.ndarray, k: int | None = None,
+        top_k: int = 20, **said: int,
+    ) -> Path:  # fmt: skip
         run_dir = tmp_path / "run"
         classes = scores.shape[1]
+        run = {
+            "name": "run",
+            "task": {"name": "video_classification", "top_k": top_k},
+            "dataset": {"name": "youtube8m", "path": "corpus", "level": "video", "num_classes": classes},
+            "model": "logistic",
+        }
+        write_text(run_dir / "config.yaml", config.from_dict(run).to_yaml())
         train = SplitInfo(rows=train_rows, num_bytes=0, files=[], label_counts=train_counts, max_labels=classes)
         info = DatasetInfo(
             id="d", columns=[Column(name="id", dtype="string")], class_names=[f"class {c}" for c in range(classes)],
@@ -45,7 +56,15 @@ def make_run_dir(tmp_path: Path) -> Callable[..., Path]:
             known = pa.array(labels[rows], pa.list_(pa.int32()))
             table = predictions.to_table(ids, known, scores[rows].astype(np.float32), k)
             pq.write_table(table, folder / f"part-{number:05d}.parquet")
-        stored = {"run": "run", "split": "test", "step": 40, "rows": len(labels), "labelled": True, "top_k": k}
+        stored = {
+            "run": "run",
+            "dataset": "d",
+            "split": "test",
+            "step": 40,
+            "rows": len(labels),
+            "labelled": True,
+            "top_k": k,
+        }
         write_json(folder / "predictions.json", stored | {"num_classes": classes} | said)
         return run_dir
 
@@ -116,6 +135,20 @@ def test_run_and_prior_equal_the_definitions(make_run_dir: Callable[..., Path], 
     assert result["metrics"] == pytest.approx(naive_metrics(labels, scores.tolist()), rel=1e-12)
     prior = [[n / 30 for n in frequencies]] * 5
     assert result["baselines"]["prior"] == pytest.approx(naive_metrics(labels, prior), rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [None, 5, 20], ids=str)
+def test_as_many_classes_count_as_the_task_says(make_run_dir: Callable[..., Path], k: int | None) -> None:
+    """With `task.top_k: 3`, as in validation; rows have up to 5 labels, so PERR looks beyond."""
+    rng = np.random.default_rng(7)
+    labels = [sorted(rng.choice(24, rng.integers(1, 6), replace=False).tolist()) for _ in range(5)]
+    labels[0] = [0, 5, 9, 13, 20]
+    frequencies = [int(n) for n in rng.permutation(24)]
+    scores = rng.permutation(120).reshape(5, 24) / 128
+    result = evaluation.evaluate(make_run_dir(frequencies, 30, labels, scores, k, top_k=3), "test")
+    assert result["metrics"] == pytest.approx(naive_metrics(labels, scores.tolist(), k=3), rel=1e-12)
+    prior = [[n / 30 for n in frequencies]] * 5
+    assert result["baselines"]["prior"] == pytest.approx(naive_metrics(labels, prior, k=3), rel=1e-12)
 
 
 def test_per_class_has_every_class_and_no_ap_without_a_positive(make_run_dir: Callable[..., Path]) -> None:

@@ -41,7 +41,7 @@ def store(
         table = predictions.to_table(pa.array(ids[part]), known, scores[part], k)
         pq.write_table(table, folder / f"part-{number:05d}.parquet", row_group_size=10)
     info = predictions.PredictionsInfo(
-        run="r", split="test", step=7, rows=len(ids), labelled=labels is not None,
+        run="r", dataset="d", split="test", step=7, rows=len(ids), labelled=labels is not None,
         top_k=k, num_classes=scores.shape[1],
     )  # fmt: skip
     write_json(folder / "predictions.json", info.model_dump(mode="json"))

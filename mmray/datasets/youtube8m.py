@@ -47,9 +47,8 @@ class Config(BaseModel):
     path: str  # a folder (searched to any depth), a glob pattern, or one shard
     level: Literal["video", "frame"]
     num_classes: PositiveInt  # 4,716 in 2016, 3,862 since 2018
-    features: dict[str, PositiveInt] = Field(
-        min_length=1
-    )  # name: floats, or bytes of a frame; default: all of the level
+    # name: floats, or bytes of a frame; default: all of the level
+    features: dict[str, PositiveInt] = Field(default_factory=dict, min_length=1)
     id_names: tuple[str, ...] = ("id", "video_id")  # the first of these that a record has
     class_names_file: str | None = None  # CSV with columns index and name or display_name, or one name a line
     max_frames: PositiveInt | None = None  # of a video; later ones are dropped

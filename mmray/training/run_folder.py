@@ -72,7 +72,9 @@ def read_run(run_dir: Path) -> config.Run:
 
 
 def read_info(run_dir: Path) -> DatasetInfo:
-    """The dataset a run was trained on."""
+    """The dataset a run was trained on; ValueError where the folder is no run's."""
+    if not (run_dir / "dataset.json").exists():
+        raise ValueError(f"{run_dir} is not a run folder: it has no dataset.json")
     return DatasetInfo.model_validate(json.loads((run_dir / "dataset.json").read_text(encoding="utf-8")))
 
 
