@@ -58,7 +58,7 @@ def starter_gap(batches):
         for pairs in by_class:
             for pair in pairs:
                 heapq.heappush(pool, pair)
-        num_positives += int(multi_hot.sum())
+        num_positives += sum(int(multi_hot[:, c].sum()) for c in range(NUM_CLASSES))  # the kit counts class by class
     hits, total = 0, 0.0
     for rank, (_, hit) in enumerate(sorted(pool, key=lambda pair: pair[0], reverse=True), start=1):
         if hit:
