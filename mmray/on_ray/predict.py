@@ -95,7 +95,7 @@ def _write_parts(run: config.Run, run_dir: Path, folder: Path, result: Predictio
         num_gpus=1 if gpus else 0,
     )
     done = 0
-    with progress("predict", result.rows, "rows") as advance:
+    with progress("predict", result.rows, "rows") as advance, runtime.without_core_remarks():
         for row in data.iter_rows():
             if row["bad"]:
                 raise ValueError(row["bad"])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +29,6 @@ _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # the C++ core's remarks on Ray's own library code
     "PYTHONWARNINGS": "ignore",
 }
 
@@ -46,6 +48,32 @@ def start(verbose: bool = False) -> None:
     # address: without it Ray would join whatever cluster was last started on this machine.
     local = {"address": "local", "include_dashboard": False} if is_local() else {}
     ray.init(logging_level=logging.INFO if verbose else logging.ERROR, log_to_driver=verbose, **local)
+
+
+@contextmanager
+def without_core_remarks() -> Iterator[None]:
+    """Keep off the terminal what Ray's C++ core has to say of Ray's own library code, unless `start` was verbose."""
+    if "RAY_DATA_DISABLE_PROGRESS_BARS" not in os.environ:
+        yield
+        return
+    terminal, (reading, writing) = os.dup(2), os.pipe()
+
+    def pass_on() -> None:
+        with os.fdopen(reading, "rb") as lines:
+            for line in lines:
+                if b"core_worker.cc" not in line:
+                    os.write(terminal, line)
+
+    thread = threading.Thread(target=pass_on, name="mmray-stderr", daemon=True)
+    thread.start()
+    os.dup2(writing, 2)
+    os.close(writing)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        thread.join(timeout=1)
+        os.close(terminal)
 
 
 def is_local() -> bool:
