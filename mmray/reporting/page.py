@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,31 +23,13 @@ import yaml
 from matplotlib.figure import Figure
 
 from mmray.reporting import plots
+from mmray.reporting.runs import SPLITS, Json, Run, distinct_labels, read_run, shown_path, without_absolute_paths
 
-# In order of preference: the headline and the per-class tables take the first that any run was evaluated on.
-SPLITS = ("test", "val")
 # A label with fewer positives than this has too uncertain a score to be called best or worst.
 MIN_POSITIVES = 10
 NUM_FREQUENT, NUM_BEST, NUM_WORST = 20, 10, 10
 DISPLAY_NAMES = {"gap": "GAP", "map": "mAP", "hit_at_1": "Hit@1", "perr": "PERR", "ap": "AP", "lr": "learning rate"}
 LOWER_IS_BETTER = re.compile(r"loss|error|false_alarm|perplexity")
-
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run folder says. `steps` and `epochs` are the events of metrics.jsonl by ascending step, each once."""
-
-    path: str
-    label: str
-    config: Json
-    environment: Json
-    dataset: Json
-    steps: list[Json]
-    epochs: list[Json]
-    evaluations: dict[str, Json]
-    notes: list[str]
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -63,7 +43,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     twice = [str(path) for path, times in Counter(Path(p).resolve() for p in run_dirs).items() if times > 1]
     if twice:
         raise ValueError(f"run folder {twice[0]} is given twice; give each run once")
-    runs = _distinct_labels([read_run(Path(path)) for path in run_dirs])
+    runs = distinct_labels([read_run(Path(path)) for path in run_dirs])
     split = next((s for s in SPLITS if any(s in run.evaluations for run in runs)), None)
 
     out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +57,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         notes=[(run.label, note) for run in runs for note in run.notes + _checks(run)] + _comparability(runs),
         comparisons=[comparison(runs, s) for s in SPLITS if any(s in run.evaluations for run in runs)],
         settings=_table([_settings(run) for run in runs]),
-        differences=_table([_flat(_without_absolute_paths(run.config)) for run in runs], only_different=True),
+        differences=_table([_flat(without_absolute_paths(run.config)) for run in runs], only_different=True),
         datasets=[_data_section(group) for group in _by_dataset(runs)],
         curves=_training_curves(runs, pictures),
         label_pictures=[
@@ -90,7 +70,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         hardware=_table([_environment(run) for run in runs]),
         configs={
             run.label: yaml.safe_dump(
-                _without_absolute_paths(run.config), sort_keys=False, allow_unicode=True, width=100
+                without_absolute_paths(run.config), sort_keys=False, allow_unicode=True, width=100
             )
             for run in runs
         },
@@ -98,108 +78,6 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     index = out / "index.html"
     index.write_text(page, encoding="utf-8")
     return index
-
-
-# Reading a run folder
-
-
-def read_run(run_dir: Path) -> Run:
-    """Read a run folder; ValueError naming the files it lacks or the one that can't be read."""
-    needed = ("config.yaml", "environment.json", "dataset.json")
-    missing = [name for name in needed if not (run_dir / name).is_file()]
-    if missing:
-        raise ValueError(f"{run_dir} is not a run folder: it lacks {', '.join(missing)}; `mmray train` writes it")
-    try:
-        config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{run_dir / 'config.yaml'} is not YAML: {error}") from error
-    if not isinstance(config, dict) or "name" not in config:
-        raise ValueError(f"{run_dir / 'config.yaml'} has no key 'name'; it must be a run's resolved config")
-    steps, epochs, notes = _read_metrics(run_dir / "metrics.jsonl")
-    evaluations = {
-        split: _read_json(path, ("rows", "metrics"))
-        for split in SPLITS
-        if (path := run_dir / "evaluation" / f"{split}.json").is_file()
-    }
-    return Run(
-        path=_shown_path(str(run_dir.resolve())),
-        label=str(config["name"]),
-        config=config,
-        environment=_read_json(run_dir / "environment.json", ()),
-        dataset=_read_json(run_dir / "dataset.json", ("id", "splits")),
-        steps=steps,
-        epochs=epochs,
-        evaluations=evaluations,
-        notes=notes,
-    )
-
-
-def _read_json(path: Path, needed: Sequence[str]) -> Json:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    missing = [key for key in needed if key not in value]
-    if missing:
-        raise ValueError(f"{path} lacks the key(s) {', '.join(missing)}; it has {', '.join(value) or 'none'}")
-    return value
-
-
-def _read_metrics(path: Path) -> tuple[list[Json], list[Json], list[str]]:
-    """The step events, the epoch events and notes on what was left out.
-
-    A killed process leaves a torn line, and a resumed one repeats steps: a torn line is skipped, the last event of a
-    step counts.
-    """
-    if not path.is_file():
-        return [], [], ["metrics.jsonl does not exist yet: training has logged nothing"]
-    last: dict[tuple[str, int], Json] = {}
-    notes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-            last[str(event["event"]), int(event["step"])] = event
-        except (ValueError, TypeError, KeyError):
-            notes.append(f"metrics.jsonl, line {number}: not a whole event, as a killed process leaves it; left out")
-    events = [last[key] for key in sorted(last, key=lambda key: key[1])]
-    return (
-        [e for e in events if e["event"] == "step"],
-        [e for e in events if e["event"] == "epoch"],
-        notes,
-    )
-
-
-def _distinct_labels(runs: list[Run]) -> list[Run]:
-    """The runs, those of the same name told apart by their folder or else by a number."""
-    times = Counter(run.label for run in runs)
-    runs = [replace(r, label=f"{r.label} ({r.path})") if times[r.label] > 1 else r for r in runs]
-    times, so_far = Counter(run.label for run in runs), Counter[str]()
-    labelled = []
-    for run in runs:
-        so_far[run.label] += 1
-        number = f" #{so_far[run.label]}" if times[run.label] > 1 else ""
-        labelled.append(replace(run, label=run.label + number))
-    return labelled
-
-
-def _shown_path(path: str) -> str:
-    """An absolute path as others may see it: from the current folder where it lies below it, else its last part."""
-    if not path.startswith(("/", "~/", "file:///")):
-        return path
-    plain = Path(path.removeprefix("file://"))
-    return str(plain.relative_to(Path.cwd())) if plain.is_relative_to(Path.cwd()) else plain.name
-
-
-def _without_absolute_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_absolute_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_absolute_paths(item) for item in value]
-    return _shown_path(value) if isinstance(value, str) else value
 
 
 # What was measured
@@ -266,7 +144,7 @@ def comparison(runs: Sequence[Run], split: str) -> Json:
             "values": evaluation["metrics"],
             "rows": evaluation["rows"],
             "rows_with_labels": evaluation.get("rows_with_labels", evaluation["rows"]),
-            "checkpoint": _shown_path(str(evaluation.get("checkpoint", ""))),
+            "checkpoint": shown_path(str(evaluation.get("checkpoint", ""))),
         }
         for name, metrics in evaluation.get("baselines", {}).items():
             key = (name, run.dataset["id"], evaluation["rows"], *sorted(metrics.items()))
@@ -439,7 +317,7 @@ def _environment(run: Run) -> Json:
             continue
         if isinstance(value, list):
             value = ", ".join(f"{times} x {name}" for name, times in Counter(map(str, value)).items()) or "none"
-        shown[units.get(key, key.replace("_", " "))] = _without_absolute_paths(value)
+        shown[units.get(key, key.replace("_", " "))] = without_absolute_paths(value)
     return shown
 
 
