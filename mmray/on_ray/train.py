@@ -34,7 +34,7 @@ def train(run: config.Run, verbose: bool = False) -> Path:
     ValueError where the run does not fit its data or the cluster, before anything is launched.
     """
     run_dir = run.run_dir
-    with locked(run_dir / ".lock", f"training {run_dir}", wait=False):
+    with locked(run_dir.with_name(f".{run_dir.name}.lock"), f"training {run_dir}", wait=False):
         begun = run_folder.is_begun(run_dir)
         folder = prepare_for(run, run_dir, verbose) if begun else prepare(run, verbose)
         info = prepared.read_info(folder)
