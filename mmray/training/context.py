@@ -38,6 +38,11 @@ class Context:
         totals: list[float] = tensor.tolist()
         return totals
 
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here: one that takes its connections down early can abort the others."""
+        if self.world_size > 1:
+            dist.barrier()
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on rank 0; an empty list elsewhere."""
         if self.world_size == 1:

@@ -58,6 +58,7 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
                 log.write("epoch", state.epoch - 1, state.step, metrics)
             epoch.save(state)
             context.report(metrics)
+    context.wait_for_all()
     return state
 
 
