@@ -86,7 +86,7 @@ def plan(run: config.Run) -> Plan:
         "format": FORMAT,
         "dataset": run.dataset.model_dump(mode="json"),
         "prepare": run.prepare.model_dump(mode="json", exclude={"out", "on_bad_input", "max_bad_fraction"}),
-        "sources": [(s.path, s.split, s.num_bytes, Path(s.path).stat().st_mtime_ns) for s in sources],
+        "sources": [(s.path, s.split, s.num_bytes, [_stamp(path) for path in (s.path, *s.companions)]) for s in sources],
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     name: str = run.dataset.name  # type: ignore[attr-defined]
@@ -281,6 +281,12 @@ def _merge(splits: Sequence[SplitInfo]) -> SplitInfo:
         label_counts=np.sum(counts, axis=0).tolist() if counts else None,
         max_labels=max(split.max_labels for split in splits),
     )
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+    """What changes when a file does: its name, size and time."""
+    status = Path(path).stat()
+    return path, status.st_size, status.st_mtime_ns
 
 
 def _split_rule(split: config.Split) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmray import config
-from mmray.schema import DatasetInfo, SplitInfo
+from mmray.schema import Column, DatasetInfo, SplitInfo
 
 Int64s = npt.NDArray[np.int64]
 
@@ -217,6 +218,17 @@ def tensor_column(table: pa.Table, name: str) -> npt.NDArray[Any]:
         column = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
     array: npt.NDArray[Any] = column.to_numpy_ndarray()
     return array
+
+
+def frames_column(table: pa.Table, column: Column) -> tuple[npt.NDArray[Any], Int64s]:
+    """A column of shape `(None, *frame)` as frames of shape (all frames, *frame) and offsets (rows + 1,) in frames.
+
+    The frames of row i are `frames[offsets[i]:offsets[i + 1]]`; read-only, without a copy where it is one chunk.
+    """
+    data, offsets = ragged_column(table, column.name)
+    frame_shape = tuple(int(size) for size in column.shape[1:] if size is not None)
+    frames = data.view(np.dtype(column.dtype)).reshape(-1, *frame_shape)
+    return frames, offsets // (frames.dtype.itemsize * math.prod(frame_shape))
 
 
 def ragged_column(table: pa.Table, name: str) -> tuple[npt.NDArray[Any], Int64s]:

@@ -2,12 +2,12 @@
 
 Arrow storage of a column, by its shape:
 
-| shape        | Arrow type                                | example                                    |
-|--------------|-------------------------------------------|--------------------------------------------|
-| `()`         | the scalar type                           | id, num_frames                             |
-| `(D,)`, ...  | `pa.fixed_shape_tensor`                   | mean_rgb: one vector a row                 |
-| `(None,)`    | `pa.list_` of the scalar type             | labels: any number a row                   |
-| `(None, D)`  | `pa.large_binary`: row-major uint8 bytes  | rgb: any number of frames of D bytes a row |
+| shape            | Arrow type                            | example                                            |
+|------------------|---------------------------------------|----------------------------------------------------|
+| `()`             | the scalar type                       | id, num_frames                                     |
+| `(D,)`, ...      | `pa.fixed_shape_tensor`               | mean_rgb: one vector a row                         |
+| `(None,)`        | `pa.list_` of the scalar type         | labels: any number a row                           |
+| `(None, D)`, ... | `pa.large_binary`: row-major bytes    | cfp: any number of frames a row, each of D numbers |
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-DType = Literal["string", "int32", "int64", "uint8", "float16", "float32"]
+DType = Literal["string", "int32", "int64", "uint8", "float16", "float32", "float64"]
 
 _ARROW = {
     "string": pa.string(),
@@ -26,6 +26,7 @@ _ARROW = {
     "uint8": pa.uint8(),
     "float16": pa.float16(),
     "float32": pa.float32(),
+    "float64": pa.float64(),
 }
 
 
@@ -48,7 +49,7 @@ class Column(BaseModel):
             return pa.fixed_shape_tensor(scalar, self.shape)
         if self.shape == (None,):
             return pa.list_(scalar)
-        if len(self.shape) == 2 and self.shape[0] is None and self.dtype == "uint8":
+        if self.shape[0] is None and all(size is not None for size in self.shape[1:]) and self.dtype != "string":
             return pa.large_binary()
         raise ValueError(f"column {self.name!r}: no storage for {self.dtype} of shape {self.shape}")
 

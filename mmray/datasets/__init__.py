@@ -21,12 +21,14 @@ from dataclasses import asdict, dataclass
 class Source:
     """One piece of work of `prepare`: a file (or a part of one) and the split its place in the corpus implies.
 
-    `split` is None where the corpus itself has no splits.
+    `split` is None where the corpus itself has no splits. `companions` are other files that its rows depend on, such as
+    labels: where one of them changes, the corpus has changed.
     """
 
     path: str
     split: str | None
     num_bytes: int
+    companions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mmray import config, lookup, losses
 from mmray.config import Section
 from mmray.features.quantization import mean_of_frames
 from mmray.metrics.ranking import RankingMetrics
-from mmray.prepared import ragged_column, tensor_column
+from mmray.prepared import frames_column, ragged_column, tensor_column
 from mmray.schema import Column, DatasetInfo, is_feature
 from mmray.tasks import Batch
 
@@ -72,9 +72,9 @@ class Task:
         tensors: dict[str, torch.Tensor] = {}
         for column in self.inputs:
             if column.shape[0] is None:
-                values, offsets = ragged_column(table, column.name)
-                tensors[column.name] = torch.tensor(values).reshape(-1, cast(int, column.shape[1]))
-                tensors[f"{column.name}.offsets"] = torch.from_numpy(offsets // cast(int, column.shape[1]))
+                frames, offsets = frames_column(table, column)
+                tensors[column.name] = torch.tensor(frames)
+                tensors[f"{column.name}.offsets"] = torch.from_numpy(offsets)
             else:
                 tensors[column.name] = torch.tensor(tensor_column(table, column.name))
         if "labels" in table.column_names:
