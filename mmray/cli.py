@@ -47,6 +47,10 @@ def _verbose(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-v", "--verbose", is_flag=True, help="Let Ray speak, and show stack traces.")(command)
 
 
+def _corpus(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--corpus", metavar="[DATASET=]PATH", help="Another corpus than the run's own.")(command)
+
+
 @cli.command()
 @_with_run
 def prepare(run_file: Path, overrides: tuple[str, ...], verbose: bool) -> None:
@@ -67,39 +71,77 @@ def train(run_file: Path, overrides: tuple[str, ...], verbose: bool) -> None:
     train_run(config.load(run_file, overrides), verbose)
 
 
+@cli.command("import-weights")
+@click.argument("run_file", metavar="RUN.yaml", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key: name=authors.")
+def import_weights(run_file: Path, weights: Path, overrides: tuple[str, ...]) -> None:
+    """Make a run folder of weights that a paper's authors have released, to predict and evaluate with."""
+    from mmray import config
+    from mmray.console import say
+    from mmray.training.import_weights import import_weights as import_run
+
+    say(f"imported {weights} as {import_run(config.load(run_file, overrides), weights)}")
+
+
 @cli.command()
 @click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--split", default="test", show_default=True, help="Split of the prepared dataset.")
-@click.option("--input", "source", metavar="PATH", help="Predict these files instead of a split.")
+@_corpus
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Also write the challenge's CSV here.")
+@click.option("--input", "source", metavar="PATH", help="Predict single files (a file, a folder, a pattern): melody.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --input: where to; a folder if there are several.")
+@click.option("--midi", "extras", flag_value="midi", multiple=True, help="With --input: also write notes as MIDI.")
+@click.option(
+    "--sonify", "extras", flag_value="sonification", multiple=True, help="With --input: also let it be heard."
+)
 @_verbose
-def predict(run_dir: Path, split: str, source: str | None, csv_path: Path | None, verbose: bool) -> None:
-    """Predict a split, or new files, with the best checkpoint of a run folder."""
-    from mmray import predictions
+def predict(
+    run_dir: Path,
+    split: str,
+    corpus: str | None,
+    csv_path: Path | None,
+    source: str | None,
+    out: Path | None,
+    extras: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Predict a split, another corpus, or single files, with the best checkpoint of a run folder."""
+    from mmray import class_scores
     from mmray.console import say
     from mmray.on_ray.predict import predict as predict_run
+    from mmray.on_ray.predict import predict_files
 
-    folder = predict_run(run_dir, split, source, verbose)
+    if source is not None:
+        if corpus is not None or csv_path is not None:
+            raise click.UsageError("--input predicts single files: it goes with --out, --midi and --sonify alone")
+        written = predict_files(run_dir, source, out, extras, verbose)
+        say(f"wrote {len(written):,} files, the first {written[0]}")
+        return
+    if out is not None or extras:
+        raise click.UsageError("--out, --midi and --sonify go with --input")
+    folder, _ = predict_run(run_dir, split, corpus, verbose)
     if csv_path:
-        say(f"wrote {predictions.write_challenge_csv(folder, csv_path):,} rows to {csv_path}")
+        say(f"wrote {class_scores.write_challenge_csv(folder, csv_path):,} rows to {csv_path}")
 
 
 @cli.command()
 @click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--split", default="test", show_default=True)
+@_corpus
 @_verbose
-def evaluate(run_dirs: tuple[Path, ...], split: str, verbose: bool) -> None:
-    """Score runs on a split: GAP, mAP, Hit@1, PERR, every class, and the label-prior baseline."""
+def evaluate(run_dirs: tuple[Path, ...], split: str, corpus: str | None, verbose: bool) -> None:
+    """Score runs on a split, or on another corpus, by their task's metrics and against its baselines."""
     from mmray.console import say
     from mmray.evaluation import evaluate as evaluate_run
     from mmray.on_ray.predict import predict as predict_run
 
     for run_dir in run_dirs:
-        predict_run(run_dir, split, verbose=verbose)
-        result = evaluate_run(run_dir, split)
+        folder, data = predict_run(run_dir, split, corpus, verbose)
+        result = evaluate_run(run_dir, folder.name, data)
         rows = {run_dir.name: result["metrics"]} | {f"  baseline: {k}": v for k, v in result["baselines"].items()}
         for name, metrics in rows.items():
-            say(f"{name:<32} {split}  " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+            say(f"{name:<32} {folder.name}  " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
 
 
 @cli.command()
@@ -135,6 +177,23 @@ def synth_youtube8m(out: Path, videos: int, classes: int, level: str, seed: int,
     config = section_from_dict(youtube8m.Config, values, overrides, where="mmray synth youtube8m")
     with progress("synth", len(youtube8m.shard_plan(config)), "shards") as advance:
         summary = youtube8m.generate(out, config, lambda done, total: advance(done, f"seed {config.seed}"))
+    say(f"made {summary}")
+
+
+@synth_group.command("melody")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--clips", default=200, show_default=True, help="Clips, all splits together.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting.")
+def synth_melody(out: Path, clips: int, seed: int, overrides: tuple[str, ...]) -> None:
+    """Sung-like voices over chords, bass and drums, laid out as MIR-1K is, in the folder OUT."""
+    from mmray.config import section_from_dict
+    from mmray.console import progress, say
+    from mmray.datasets.synthetic import mir1k
+
+    config = section_from_dict(mir1k.Config, {"num_clips": clips, "seed": seed}, overrides, where="mmray synth melody")
+    with progress("synth", clips, "clips") as advance:
+        summary = mir1k.generate(out, config, lambda done, total: advance(done, f"seed {config.seed}"))
     say(f"made {summary}")
 
 

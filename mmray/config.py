@@ -128,6 +128,14 @@ class Predict(Section):
 
     batch_size: PositiveInt = 1024
     top_k: PositiveInt | None = Field(20, description="classes kept a row; null keeps every score")
+    posteriors: bool = Field(False, description="melody: keep the probability of every pitch in every frame too")
+
+
+class Published(Section):
+    """Scores that others have published for this run, to stand beside the measured ones in a report."""
+
+    source: str = Field(description="paper and table")
+    scores: dict[str, dict[str, float]] = Field(description="evaluation (test, val, a corpus) -> metric -> value")
 
 
 class Resources(Section):
@@ -157,6 +165,7 @@ class Run(Section):
     train: Train = Train()
     predict: Predict = Predict()
     resources: Resources = Resources()
+    published: Published | None = None
 
     MODULES: ClassVar[tuple[str, ...]] = ("task", "dataset", "model")
 

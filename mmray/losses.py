@@ -25,6 +25,23 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / max(1, len(logits))
 
 
+def pitch_loss(logits: Tensor, rows: Tensor, counted: Tensor) -> Tensor:
+    """Binary cross-entropy of a softmax over pitches against one-hot targets: a scalar, in float32 or better.
+
+    logits: (B, R, T), the softmax is over R; rows: (B, T) int64, the right row of each frame; counted: (B, T) bool.
+    Summed over R, mean over the counted frames of a clip, mean over clips; a clip without any counts as 0. What
+    Hsieh et al. (ICASSP 2019) and Gao et al. (APSIPA 2019) train with: beside the right row, the others' complements.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_p = logits.log_softmax(1)
+    # A probability may round to 1, whose complement has no logarithm.
+    log_not_p = torch.log1p(-log_p.exp().clamp(max=1 - torch.finfo(log_p.dtype).eps))
+    right = rows.unsqueeze(1)
+    per_frame = (log_not_p.gather(1, right) - log_p.gather(1, right)).squeeze(1) - log_not_p.sum(1)
+    weights = counted / counted.sum(1, keepdim=True).clamp(min=1)
+    return (per_frame * weights).sum() / max(1, len(logits))
+
+
 def multilabel_loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """The training loss of a multi-label model for inputs x and labels (B, C), bool: a scalar.
 

@@ -30,7 +30,7 @@ from mmray.files import publish_folder, write_json, write_text, written_whole
 from mmray.prepared import ragged_column
 from mmray.schema import Column, DatasetInfo, FileInfo, SplitInfo, arrow_schema, is_feature
 
-FORMAT = 1  # of the folder; part of its hash
+FORMAT = 2  # of the folder; part of its hash
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,18 @@ def plan(run: config.Run) -> Plan:
         for source in sources:
             if source.split is None:
                 raise ValueError(
-                    f"{source.path} belongs to no split by its name; rename it (train*, validate*, test*) "
-                    f"or set prepare.split.by: hash"
+                    f"{source.path} belongs to no split by its name or folder; mark it as its corpus does (train*, "
+                    f"validate*, test*) or set prepare.split.by: hash"
                 )
+    elif reason := getattr(run.dataset, "why_corpus_split", None):
+        raise ValueError(f"prepare.split.by={run.prepare.split.by!r}: {reason}; set prepare.split.by: corpus")
     identity = {
         "format": FORMAT,
         "dataset": run.dataset.model_dump(mode="json"),
         "prepare": run.prepare.model_dump(mode="json", exclude={"out", "on_bad_input", "max_bad_fraction"}),
-        "sources": [(s.path, s.split, s.num_bytes, [_stamp(path) for path in (s.path, *s.companions)]) for s in sources],
+        "sources": [
+            (s.path, s.split, s.num_bytes, [_stamp(path) for path in (s.path, *s.companions)]) for s in sources
+        ],
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     name: str = run.dataset.name  # type: ignore[attr-defined]
@@ -120,7 +124,9 @@ def write_part(run: config.Run, part: Part, folder: Path) -> PartNote:
                     if split not in writers:
                         name = f"{split}/{part.name}.parquet"
                         file = files.enter_context(written_whole(folder / name))
-                        writers[split] = _SplitWriter(file, name, columns, num_classes, run.prepare.row_group_mb)
+                        writers[split] = _SplitWriter(
+                            file, name, columns, dataset.LABEL_KEY, num_classes, run.prepare.row_group_mb
+                        )
                     writers[split].add(rows)
         splits = {split: writer.finish() for split, writer in writers.items()}
     note = PartNote(splits=splits, rejected=[bad.as_dict() for bad in rejected])
@@ -195,7 +201,9 @@ def split_of(key: str, split: config.Split) -> str:
 class _SplitWriter:
     """Writes the rows of one part and split in row groups of about `row_group_mb`."""
 
-    def __init__(self, file: Path, name: str, columns: list[Column], num_classes: int, row_group_mb: float) -> None:
+    def __init__(
+        self, file: Path, name: str, columns: list[Column], label_key: str, num_classes: int, row_group_mb: float
+    ) -> None:
         # Vectors and frames are noise to a compressor and to a dictionary: they would cost time and save nothing.
         noise = {c.name for c in columns if is_feature(c)}
         self._writer = pq.ParquetWriter(
@@ -210,15 +218,18 @@ class _SplitWriter:
         self._pending: list[pa.Table] = []
         self._row_groups: list[int] = []
         self._num_bytes = 0
-        self._labelled = any(c.name == "labels" for c in columns)
+        self._label_key = label_key
+        self._has_classes = any(c.name == "labels" for c in columns)
+        self._labelled_rows = 0
         self._label_counts = np.zeros(num_classes, np.int64)
         self._max_labels = 0
 
     def add(self, table: pa.Table) -> None:
         self._pending.append(table)
         self._num_bytes += table.nbytes
-        if self._labelled:
-            labels, offsets = ragged_column(table, "labels")
+        labels, offsets = ragged_column(table, self._label_key)
+        self._labelled_rows += int(np.count_nonzero(np.diff(offsets)))
+        if self._has_classes:
             self._label_counts += np.bincount(labels, minlength=len(self._label_counts))
             self._max_labels = max(self._max_labels, int(np.diff(offsets).max(initial=0)))
         self._write(finish=False)
@@ -230,7 +241,8 @@ class _SplitWriter:
             rows=sum(self._row_groups),
             num_bytes=self._num_bytes,
             files=[FileInfo(path=self._name, row_groups=self._row_groups)],
-            label_counts=self._label_counts.tolist() if self._labelled else None,
+            labelled_rows=self._labelled_rows,
+            label_counts=self._label_counts.tolist() if self._has_classes else None,
             max_labels=self._max_labels,
         )
 
@@ -278,6 +290,7 @@ def _merge(splits: Sequence[SplitInfo]) -> SplitInfo:
         rows=sum(split.rows for split in splits),
         num_bytes=sum(split.num_bytes for split in splits),
         files=[file for split in splits for file in split.files],
+        labelled_rows=sum(split.labelled_rows for split in splits),
         label_counts=np.sum(counts, axis=0).tolist() if counts else None,
         max_labels=max(split.max_labels for split in splits),
     )

@@ -72,11 +72,16 @@ class FileInfo(BaseModel):
 
 
 class SplitInfo(BaseModel):
-    """One split of a prepared dataset; `num_bytes` is its size in memory."""
+    """One split of a prepared dataset.
+
+    `num_bytes` is its size in memory, `labelled_rows` how many rows have a label. Where labels are classes,
+    `label_counts` has the rows of each and `max_labels` the most that a row has.
+    """
 
     rows: int
     num_bytes: int
     files: list[FileInfo]
+    labelled_rows: int = 0
     label_counts: list[int] | None = None
     max_labels: int = 0
 

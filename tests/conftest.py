@@ -102,6 +102,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
                 rows=count,
                 num_bytes=table.nbytes,
                 files=files,
+                labelled_rows=int(signs.any(axis=1).sum()),
                 label_counts=signs.sum(axis=0).tolist(),
                 max_labels=int(signs.sum(axis=1).max()),
             )

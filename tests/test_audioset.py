@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from example_peer import PACKED
 
-from mmray import config, predictions, preparation, prepared
-from mmray.evaluation import prior_metrics
+from mmray import class_scores, config, preparation, prepared
 from mmray.files import write_json
 from mmray.metrics.ranking import RankingMetrics
 from mmray.predictions import PredictionsInfo
@@ -104,7 +103,7 @@ def test_model_learns_more_than_the_prior(run: config.Run, dataset: Path) -> Non
     folder.mkdir(parents=True)
     ids, labels = (table.column(name).combine_chunks() for name in ("id", "labels"))
 
-    pq.write_table(predictions.to_table(ids, labels, scores, 20), folder / "part-00000.parquet")
+    pq.write_table(class_scores.to_table(ids, labels, scores, 20), folder / "part-00000.parquet")
     stored = PredictionsInfo(
         run=run.name,
         dataset=info.id,
@@ -112,10 +111,9 @@ def test_model_learns_more_than_the_prior(run: config.Run, dataset: Path) -> Non
         step=best.step,
         rows=split.rows,
         labelled=True,
-        top_k=20,
-        num_classes=527,
+        columns=class_scores.columns_of(527, 20, labelled=True),
     )
     write_json(folder / "predictions.json", stored.model_dump(mode="json"))
-    prior = prior_metrics(folder, info).compute()
+    prior = class_scores.prior_metrics(folder, info.split("train"), 527).compute()
     assert metrics.compute()["map"] > 5 * prior["map"]
     assert np.isfinite(list(prior.values())).all()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
 
-from mmray import config, evaluation, predictions
+from mmray import class_scores, config, evaluation
 from mmray.files import write_json, write_text
 from mmray.schema import Column, DatasetInfo, SplitInfo
 
@@ -43,7 +43,8 @@ def make_run_dir(tmp_path: Path) -> Callable[..., Path]:
         write_text(run_dir / "config.yaml", config.from_dict(run).to_yaml())
         train = SplitInfo(rows=train_rows, num_bytes=0, files=[], label_counts=train_counts, max_labels=classes)
         info = DatasetInfo(
-            id="d", columns=[Column(name="id", dtype="string")], class_names=[f"class {c}" for c in range(classes)],
+            id="d", columns=[Column(name="id", dtype="string"), Column(name="x", dtype="float32", shape=(2,))],
+            class_names=[f"class {c}" for c in range(classes)],
             splits={"train": train}, split_rule="", group_key="id",
             rows_in=0, rows_out=0, rejected=0, rejected_reasons={},
         )  # fmt: skip
@@ -54,7 +55,7 @@ def make_run_dir(tmp_path: Path) -> Callable[..., Path]:
             rows = slice(start, start + 4)
             ids = pa.array([str(i) for i in range(len(labels))][rows])
             known = pa.array(labels[rows], pa.list_(pa.int32()))
-            table = predictions.to_table(ids, known, scores[rows].astype(np.float32), k)
+            table = class_scores.to_table(ids, known, scores[rows].astype(np.float32), k)
             pq.write_table(table, folder / f"part-{number:05d}.parquet")
         stored = {
             "run": "run",
@@ -63,9 +64,9 @@ def make_run_dir(tmp_path: Path) -> Callable[..., Path]:
             "step": 40,
             "rows": len(labels),
             "labelled": True,
-            "top_k": k,
+            "columns": [c.model_dump(mode="json") for c in class_scores.columns_of(classes, k, labelled=True)],
         }
-        write_json(folder / "predictions.json", stored | {"num_classes": classes} | said)
+        write_json(folder / "predictions.json", stored | said)
         return run_dir
 
     return make

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmray.losses import binary_cross_entropy, multilabel_loss
+from mmray.losses import binary_cross_entropy, multilabel_loss, pitch_loss
 
 
 def test_mean_over_rows_of_the_sum_over_classes() -> None:
@@ -53,3 +53,46 @@ def test_a_models_own_loss_comes_first() -> None:
     plain = nn.Linear(3, 2)
     assert torch.equal(multilabel_loss(plain, x, labels), binary_cross_entropy(plain(x), labels))
     assert multilabel_loss(WithOwnLoss(3, 2), x, labels).item() == 42
+
+
+def naive_pitch_loss(logits: Tensor, rows: Tensor, counted: Tensor) -> float:
+    """torch's binary cross-entropy of the softmax against one-hot targets, in float64, frame by frame."""
+    means = []
+    for clip in range(len(logits)):
+        frames = []
+        for t in range(logits.shape[2]):
+            if counted[clip, t]:
+                p = logits[clip, :, t].double().softmax(0)
+                target = nn.functional.one_hot(rows[clip, t], logits.shape[1]).double()
+                frames.append(float(nn.functional.binary_cross_entropy(p, target, reduction="sum")))
+        means.append(sum(frames) / len(frames) if frames else 0.0)
+    return sum(means) / len(means)
+
+
+def test_pitch_loss_is_the_cross_entropy_of_the_softmax_over_counted_frames() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 6, 5, generator=generator)
+    rows = torch.randint(0, 6, (3, 5), generator=generator)
+    counted = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    expected = naive_pitch_loss(logits, rows, counted)
+    assert float(pitch_loss(logits, rows, counted)) == pytest.approx(expected, rel=1e-5)
+    changed = torch.where(counted[:, None], logits, torch.full_like(logits, 50.0))
+    assert torch.equal(pitch_loss(changed, rows, counted), pitch_loss(logits, rows, counted))
+
+
+def test_pitch_loss_by_hand() -> None:
+    """Two rows with probabilities 1/4 and 3/4, the second is right: -ln(3/4) for it and for the other's complement."""
+    logits = torch.tensor([[[0.0], [math.log(3)]]])
+    loss = pitch_loss(logits, torch.tensor([[1]]), torch.ones(1, 1, dtype=torch.bool))
+    assert float(loss) == pytest.approx(-2 * math.log(3 / 4), rel=1e-6)
+
+
+def test_pitch_loss_has_a_finite_gradient_where_it_is_certain() -> None:
+    """Right and wrong beyond what float32 can tell from 1."""
+    logits = torch.tensor([[[300.0, 300.0], [0.0, 0.0]]], requires_grad=True)
+    loss = pitch_loss(logits, torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert float(logits.grad[0, 0, 1]) > 0

@@ -8,7 +8,10 @@ Every module here offers
 - `class_names(config) -> list[str]`: the label vocabulary, index = label;
 - `read(config, source, reject) -> Iterator[pa.RecordBatch]`: the rows of one source, a bounded batch at a time. Each
   input it can't use goes to `reject`, which raises when the run says `on_bad_input: fail`;
-- `GROUP_KEY`: the column whose rows must never stand in two splits.
+- `GROUP_KEY`: the column whose rows must never stand in two splits;
+- `Config.why_corpus_split`, where rows are made for a split: the reason, or None, why no other split than the
+  corpus's own will do;
+- `LABEL_KEY`: the list column that is empty in rows without a label.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from mmray.features.tfrecord_shard import read_contents
 from mmray.schema import Column
 
 GROUP_KEY = "id"
+LABEL_KEY = "labels"
 FEATURES = {
     "video": {"mean_rgb": 1024, "mean_audio": 128},
     "frame": {"rgb": 1024, "audio": 128},

@@ -2,7 +2,7 @@
 is its name in a run file.
 
 Every module here offers `Config`, a pydantic model (unknown keys rejected, frozen) with the hyper-parameters, whose
-`name` is the module's name. For a classifier of vectors:
+`name` is the module's name, and `Config.takes`, which says what it works on. For a classifier of "vectors":
 
 - `Config.inputs`: the modalities whose vectors are concatenated into x, in this order; None = all. The task does it;
 - `Config.build(input_size, num_classes) -> nn.Module`: D numbers in, C classes out. On `torch.device("meta")` too;
@@ -11,6 +11,15 @@ Every module here offers `Config`, a pydantic model (unknown keys rejected, froz
 - `loss(x, labels) -> scalar`, where the model has a better way than through its logits or a penalty to add: labels
   (B, C) bool; the mean over rows of the binary cross-entropy summed over classes. `mmray.losses.multilabel_loss` calls
   it, or falls back on the logits.
+
+For a "pitch_map", the pitch of a melody over time:
+
+- `Config.build(num_bins) -> nn.Module`: also on `torch.device("meta")`;
+- `forward(x) -> logits`: x (B, 3, F, T) float, F = num_bins, any T >= 1; logits (B, F + 1, T), whose softmax over rows
+  is the probability of no melody (row 0) and of each pitch (row r: min_hz 2^(r / bins_per_octave));
+- `context_frames`: so many frames on each side, and no more, bear on the output of a frame in eval mode;
+- `rename_published(state) -> state`: the parameters of the authors' released weights by this module's names;
+  ValueError where they are of another model.
 
 Parameters are float32. Autocast is the caller's choice: matrix products follow it, all that adds up or exponentiates
 stays float32. Initial weights depend on torch's global generator alone.

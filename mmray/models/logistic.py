@@ -5,7 +5,7 @@ Abu-El-Haija et al., "YouTube-8M: A Large-Scale Video Classification Benchmark" 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +18,8 @@ class Config(BaseModel):
     """Hyper-parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    takes: ClassVar[str] = "vectors"
 
     name: Literal["logistic"] = "logistic"
     inputs: list[str] | None = None

@@ -29,7 +29,7 @@ Shapes: B rows, C classes, D inputs, E experts, G = 2E + 1 units a class, N clas
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numba
 import numpy as np
@@ -45,6 +45,8 @@ class Config(BaseModel):
     """Hyper-parameters. The paper's video-level models have 8 and 32 experts, its frame-level ones 2, 4 and 16."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    takes: ClassVar[str] = "vectors"
 
     name: Literal["moe"] = "moe"
     inputs: list[str] | None = None

@@ -1,43 +1,48 @@
-"""`mmray predict`: a split, or new files, through a trained model, in as many processes as there are CPUs or GPUs."""
+"""`mmray predict`: rows, or files, through a trained model, in as many processes as there are CPUs or GPUs."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 
-from mmray import config, predictions, prepared
+from mmray import config, lookup, predictions, prepared
 from mmray.console import progress, say
 from mmray.files import delete_leftovers, locked, publish_folder, write_json
 from mmray.on_ray import runtime
 from mmray.on_ray.prepare import prepare, prepare_for
-from mmray.predictions import PredictionsInfo, columns_of, to_table
+from mmray.predictions import PredictionsInfo
 from mmray.prepared import SplitReader
-from mmray.schema import arrow_schema
-from mmray.tasks import Task, build, monitored
+from mmray.schema import SplitInfo, arrow_schema
+from mmray.tasks import FileTask, Task, build, monitored
 from mmray.training import checkpoint, run_folder
 
-_PART_ROWS = 32768  # rows of one task and one Parquet file
+_PART_MB = 32  # of the prepared dataset, in memory, that one task predicts into one Parquet file
 
 
-def predict(run_dir: Path, split: str = "test", source: str | None = None, verbose: bool = False) -> Path:
-    """Predict every row of `split`, or of the corpus at `source`, with the best checkpoint; return the folder.
+def predict(run_dir: Path, split: str = "test", corpus: str | None = None, verbose: bool = False) -> tuple[Path, Path]:
+    """Predict every row of a split with the best checkpoint; return the folders of predictions and prepared dataset.
 
-    Predictions made by the same checkpoint are kept as they are. ValueError where the split or checkpoint is missing.
+    `corpus`, a path or `<dataset>=<path>`, is another corpus than the run's own: predictions/<dataset>. Predictions
+    made by the same checkpoint are kept as they are. ValueError where the split or checkpoint is missing.
     """
     run = run_folder.read_run(run_dir)
-    trained_on = run_folder.read_info(run_dir)
-    task = build(run, trained_on)
+    task = build(run, run_folder.read_info(run_dir))
     best = checkpoint.best(run_dir, *monitored(run, task))
-    if source is None:
+    name = split
+    if corpus is None:
         folder = prepare_for(run, run_dir, verbose)
     else:
-        run, split = _over_new_files(run, source), "all"
+        run = _over(run, corpus)
         folder = prepare(run, verbose)
+        if run.prepare.split.by == "none":
+            split = "all"
+        name = run.dataset.name if split in ("test", "all") else f"{run.dataset.name}-{split}"
     info = prepared.read_info(folder)
     result = PredictionsInfo(
         run=run.name,
@@ -45,54 +50,122 @@ def predict(run_dir: Path, split: str = "test", source: str | None = None, verbo
         split=split,
         step=best.step,
         rows=info.split(split).rows,
-        labelled=info.split(split).max_labels > 0,
-        # PERR needs as many classes as a row has labels.
-        top_k=run.predict.top_k and min(max(run.predict.top_k, info.split(split).max_labels), len(info.class_names)),
-        num_classes=len(info.class_names),
+        labelled=info.split(split).labelled_rows > 0,
+        columns=task.prediction_columns(info.split(split)),
     )
-    out = run_dir / "predictions" / (split if source is None else info.id)
+    out = run_dir / "predictions" / name
     if (out / "predictions.json").exists() and predictions.read_info(out) == result:
         say(f"predictions {out} are there: {result.rows:,} rows")
-        return out
+        return out, folder
     runtime.start(verbose)
     out.parent.mkdir(exist_ok=True)
     with locked(out.parent / ".lock", f"predicting with {run_dir}", wait=True):
         delete_leftovers(out.parent)
         aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=".writing-"))
         aside.chmod(0o755)
-        done = _write_parts(run, run_dir, folder, result, aside)
+        done = _write_parts(run, run_dir, folder, info.split(split), result, aside)
         if done != result.rows:
             raise RuntimeError(f"predicted {done:,} of {result.rows:,} rows: this must not happen, please report it")
         write_json(aside / "predictions.json", result.model_dump(mode="json"))
         publish_folder(aside, out)
     say(f"predicted {done:,} rows into {out}")
-    return out
+    return out, folder
 
 
-def _over_new_files(run: config.Run, source: str) -> config.Run:
+def predict_files(
+    run_dir: Path, source: str, out: Path | None, extras: Sequence[str] = (), verbose: bool = False
+) -> list[Path]:
+    """Predict single files, one by one, with the best checkpoint; return what was written.
+
+    `out` and `extras`: see `mmray.tasks.FileTask`; without `out` the files go into the run folder. One file is
+    predicted in this process, more of them by Ray. ValueError where the task does not work on files, and, when all
+    others are done, for files that could not be predicted.
+    """
+    run = run_folder.read_run(run_dir)
+    task = build(run, run_folder.read_info(run_dir))
+    if not hasattr(task, "predict_file"):
+        raise ValueError(
+            f"task.name={run.task.name} does not predict single files; for a corpus of them: "
+            f"mmray predict {run_dir} --corpus {run.dataset.name}={source}"
+        )
+    files = task.files(source)
+    out = out or run_dir / "predictions" / "files"
+    outputs = task.outputs(files, out, frozenset(extras))
+    predictor = (run.to_dict(), str(run_dir.absolute()), checkpoint.best(run_dir, *monitored(run, task)).step)
+    jobs = [
+        {"file": str(file.absolute()), "outputs": {kind: str(path.absolute()) for kind, path in of_file.items()}}
+        for file, of_file in zip(files, outputs, strict=True)
+    ]
+    answers: Iterator[dict[str, Any]]
+    if len(jobs) == 1:
+        answers = map(_FilePredictor(*predictor), jobs)
+    else:
+        runtime.start(verbose)
+        ray_data = runtime.ray_data()
+        data = ray_data.from_items(jobs, override_num_blocks=len(jobs))
+        answers = data.map(_FilePredictor, fn_constructor_args=predictor, **_placed(run, len(jobs))).iter_rows()
+    bad = []
+    with progress("predict", len(jobs), "files") as advance, runtime.without_core_remarks():
+        for done, answer in enumerate(answers, 1):
+            if answer["bad"]:
+                bad.append(answer["bad"])
+            elif len(jobs) <= 10:
+                say(answer["said"])
+            advance(done, run.name)
+    if bad:
+        listed = "\n  ".join(bad[:20])
+        raise ValueError(f"{len(bad):,} of {len(jobs):,} files could not be predicted:\n  {listed}")
+    return [path for of_file in outputs for path in of_file.values()]
+
+
+def _over(run: config.Run, corpus: str) -> config.Run:
+    """The run over another corpus, in the corpus's own splits, or, where it has none, all rows in one."""
     values = run.to_dict()
-    values["dataset"]["path"] = source
-    values["prepare"]["split"] = {"by": "none"}
+    name, equals, path = corpus.rpartition("=")
+    own: str = run.dataset.name
+    if not equals or name == own:
+        values["dataset"]["path"] = path
+    else:
+        fields = lookup.load("dataset", name).Config.model_fields
+        features = {key: value for key, value in values["dataset"].items() if key == "cfp" and key in fields}
+        values["dataset"] = {"name": name, "path": path, **features}
+    other = config.from_dict(values)
+    sources = lookup.load("dataset", other.dataset.name).sources(other.dataset)
+    values["prepare"]["split"] = {"by": "corpus" if equals and all(s.split for s in sources) else "none"}
     return config.from_dict(values)
 
 
-def _write_parts(run: config.Run, run_dir: Path, folder: Path, result: PredictionsInfo, aside: Path) -> int:
-    starts = range(0, result.rows, _PART_ROWS)
+def _placed(run: config.Run, num_jobs: int) -> dict[str, Any]:
+    """Arguments of Ray Data's `map` for actors that hold a model: one a GPU, or one a CPU but for one."""
     gpus = runtime.cluster_gpus() if run.resources.use_gpu else 0
-    workers = min(len(starts), max(1, int(gpus or runtime.cluster_cpus() - 1)))
-    ray_data = runtime.ray_data()
-    data = ray_data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts)).map(
-        _Predictor,
-        fn_constructor_args=(
-            run.to_dict(),
-            str(run_dir.absolute()),
-            str(folder.absolute()),
-            result,
-            str(aside.absolute()),
-        ),
-        compute=ray_data.ActorPoolStrategy(size=workers),
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
+    workers = min(num_jobs, max(1, int(gpus or runtime.cluster_cpus() - 1)))
+    strategy = runtime.ray_data().ActorPoolStrategy(size=workers)
+    return {"compute": strategy, "num_cpus": 1, "num_gpus": 1 if gpus else 0}
+
+
+def _write_parts(
+    run: config.Run, run_dir: Path, folder: Path, split: SplitInfo, result: PredictionsInfo, aside: Path
+) -> int:
+    rows_a_part = max(1, int((_PART_MB << 20) * split.rows / max(1, split.num_bytes)))
+    starts = range(0, split.rows, rows_a_part)
+    parts = [
+        {"part": part, "start": start, "stop": min(start + rows_a_part, split.rows)}
+        for part, start in enumerate(starts)
+    ]
+    data = (
+        runtime.ray_data()
+        .from_items(parts, override_num_blocks=len(parts))
+        .map(
+            _Predictor,
+            fn_constructor_args=(
+                run.to_dict(),
+                str(run_dir.absolute()),
+                str(folder.absolute()),
+                result,
+                str(aside.absolute()),
+            ),
+            **_placed(run, len(parts)),
+        )
     )
     done = 0
     with progress("predict", result.rows, "rows") as advance, runtime.without_core_remarks():
@@ -104,40 +177,61 @@ def _write_parts(run: config.Run, run_dir: Path, folder: Path, result: Predictio
     return done
 
 
-class _Predictor:
-    """Holds the model; one call predicts one range of rows and writes its file."""
+class _Model:
+    """A trained model on the device that this process has, loaded when it is first needed."""
 
-    def __init__(self, run: dict[str, Any], run_dir: str, folder: str, result: PredictionsInfo, aside: str) -> None:
-        self._run, self._run_dir, self._folder = config.from_dict(run), Path(run_dir), Path(folder)
-        self._result, self._aside = result, Path(aside)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        start = int(row["start"])
-        stop = min(start + _PART_ROWS, self._result.rows)
-        try:
-            self._write(start, stop)
-        except (ValueError, OSError) as error:  # an answer, not a failure of the task: no retry, no stack trace
-            return {"rows": 0, "bad": str(error)}
-        return {"rows": stop - start, "bad": ""}
+    def __init__(self, run: dict[str, Any], run_dir: str, step: int) -> None:
+        self.run, self._run_dir, self._step = config.from_dict(run), Path(run_dir), step
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Task, torch.nn.Module, torch.device]:
-        task = build(self._run, run_folder.read_info(self._run_dir))
-        device = torch.device("cuda" if self._run.resources.use_gpu and torch.cuda.is_available() else "cpu")
+    def loaded(self) -> tuple[Task, torch.nn.Module, torch.device]:
+        task = build(self.run, run_folder.read_info(self._run_dir))
+        device = torch.device("cuda" if self.run.resources.use_gpu and torch.cuda.is_available() else "cpu")
         model = task.build_model()
-        checkpoint.load_model(checkpoint.folder_of(self._run_dir, self._result.step), model)
+        checkpoint.load_model(checkpoint.folder_of(self._run_dir, self._step), model)
         return task, model.to(device).eval(), device
 
-    def _write(self, start: int, stop: int) -> None:
-        task, model, device = self._loaded
-        labels = ("labels",) if self._result.labelled else ()
-        split = prepared.read_info(self._folder).split(self._result.split)
-        reader = SplitReader(self._folder, split, ("id", *labels, *task.columns(labelled=False)))
-        schema = arrow_schema(columns_of(self._result.num_classes, self._result.top_k, self._result.labelled))
-        path = self._aside / f"part-{start // _PART_ROWS:05d}.parquet"
-        with torch.inference_mode(), pq.ParquetWriter(path, schema) as writer:
-            for table in reader.batches(start, stop, self._run.predict.batch_size):
-                scores, _ = task.evaluate(model, task.collate(table).to(device))
-                known = table.column("labels").combine_chunks() if labels else None
-                ids = table.column("id").combine_chunks()
-                writer.write_table(to_table(ids, known, scores.cpu().numpy(), self._result.top_k))
+
+class _Predictor:
+    """One call predicts one range of rows and writes its file."""
+
+    def __init__(self, run: dict[str, Any], run_dir: str, folder: str, result: PredictionsInfo, aside: str) -> None:
+        self._model, self._folder = _Model(run, run_dir, result.step), Path(folder)
+        self._result, self._aside = result, Path(aside)
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._write(int(part["part"]), int(part["start"]), int(part["stop"]))
+        except (ValueError, OSError) as error:  # an answer, not a failure of the task: no retry, no stack trace
+            return {"rows": 0, "bad": str(error)}
+        return {"rows": part["stop"] - part["start"], "bad": ""}
+
+    def _write(self, part: int, start: int, stop: int) -> None:
+        task, model, device = self._model.loaded
+        info = prepared.read_info(self._folder)
+        inputs, known = task.columns(labelled=False), {column.name for column in info.columns}
+        carried = [c.name for c in self._result.columns if c.name in known]
+        reader = SplitReader(self._folder, info.split(self._result.split), tuple(dict.fromkeys([*carried, *inputs])))
+        path = self._aside / f"part-{part:05d}.parquet"
+        with torch.inference_mode(), pq.ParquetWriter(path, arrow_schema(self._result.columns)) as writer:
+            for rows in reader.batches(start, stop, self._model.run.predict.batch_size):
+                scores, _ = task.evaluate(model, task.collate(rows.select(inputs)).to(device))
+                writer.write_table(task.predictions(self._result.columns, rows, scores.cpu()))
+
+
+class _FilePredictor:
+    """One call predicts one file."""
+
+    def __init__(self, run: dict[str, Any], run_dir: str, step: int) -> None:
+        self._model = _Model(run, run_dir, step)
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        outputs = {kind: Path(path) for kind, path in job["outputs"].items() if path}
+        try:
+            task, model, device = self._model.loaded
+            file_task: FileTask = task
+            with torch.inference_mode():
+                said = file_task.predict_file(model, device, Path(job["file"]), outputs)
+        except (ValueError, OSError) as error:
+            return {"said": "", "bad": str(error)}
+        return {"said": said, "bad": ""}

@@ -12,6 +12,7 @@ from mmray.on_ray import runtime
 from mmray.preparation import BadInputError, Part, PartNote
 from mmray.prepared import read_info
 from mmray.training import run_folder
+from mmray.training.import_weights import IMPORTED
 
 
 def prepare(run: config.Run, verbose: bool = False) -> Path:
@@ -36,6 +37,8 @@ def prepare(run: config.Run, verbose: bool = False) -> Path:
 def prepare_for(run: config.Run, run_dir: Path, verbose: bool = False) -> Path:
     """The prepared dataset that `run_dir` was trained on: as it stands, or made again from an unchanged corpus."""
     trained_on = run_folder.read_info(run_dir).id
+    if trained_on == IMPORTED:
+        raise ValueError(f"the weights of {run_dir} were imported: name the corpus, --corpus {run.dataset.name}=PATH")
     folder = Path(run.prepare.out) / trained_on
     if (folder / "dataset.json").exists():
         return folder

@@ -67,7 +67,7 @@ def _check_rows(run: config.Run, info: DatasetInfo) -> None:
         )
     for name in ("train", "val"):
         split = info.split(name)
-        if split.label_counts is not None and split.max_labels == 0:
+        if split.labelled_rows == 0:
             raise ValueError(
                 f"split {name!r} of {info.id} has no labels at all: there is nothing to learn or to compare"
             )

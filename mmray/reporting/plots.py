@@ -8,14 +8,17 @@ show in one picture keeps its place there with empty arrays.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 # Okabe and Ito (2008), colours told apart by every kind of colour vision; its yellow is left out, too pale on white.
@@ -33,6 +36,8 @@ _SERIES_STYLE: dict[str, tuple[str, dict[str, Any]]] = {
     "train": ("train, epoch", {"linewidth": 1.3, "linestyle": (0, (4, 2))}),
     "val": ("val", {"linewidth": 1.8}),
 }
+# Published scores are not ours: an outline, hatched.
+_HOLLOW: dict[str, Any] = {"facecolor": "#ffffff", "hatch": "//////"}
 
 
 def run_color(place: int) -> str:
@@ -47,7 +52,7 @@ def curves(runs: Mapping[str, Mapping[str, Points]], y_label: str, log_y: bool =
     step), `train` and `val` (one an epoch); x is the training step. NaN leaves a gap. With `log_y` the y axis is
     logarithmic if the values are positive and span more than two decades. A series without points is left out.
     """
-    figure, (axes,) = _figure(5.0, 3.2)
+    figure, (axes,) = new_figure(5.0, 3.2)
     drawn = set()
     finite = np.concatenate([np.zeros(0), *(y[np.isfinite(y)] for s in runs.values() for _, y in s.values())])
     for place, series in enumerate(runs.values()):
@@ -96,7 +101,7 @@ def score_by_rank(runs: Mapping[str, Points], score_label: str) -> Figure:
     defined. Rank 1 is the most frequent label of the run's own training split, ties stand in class order.
     The idea is Figure 5 of the YouTube-8M study with text: which modality serves the head, which the tail.
     """
-    figure, (upper, lower) = _figure(5.6, 4.4, heights=(3, 1))
+    figure, (upper, lower) = new_figure(5.6, 4.4, heights=(3, 1))
     seen: list[np.ndarray] = []
     for place, (train_count, score) in enumerate(runs.values()):
         if len(score) == 0:
@@ -140,7 +145,7 @@ def label_histogram(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     labels without a row, bar k > 0 those with 2^(k-1) ... 2^k - 1 rows.
     """
     if len(counts) <= MAX_NAMED_BARS:
-        figure, (axes,) = _figure(5.0, 0.7 + 0.18 * len(counts))
+        figure, (axes,) = new_figure(5.0, 0.7 + 0.18 * len(counts))
         order = np.argsort(-counts, kind="stable")
         place = np.arange(len(counts))
         bars = axes.barh(place, counts[order], color=PALETTE[0], height=0.7)
@@ -152,7 +157,7 @@ def label_histogram(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
         axes.margins(x=0.1)
         axes.grid(visible=False, axis="y")
         return figure
-    figure, (axes,) = _figure(5.0, 3.0)
+    figure, (axes,) = new_figure(5.0, 3.0)
     # frexp's exponent of a positive integer is its number of binary digits: 1 -> 1, 2..3 -> 2, 4..7 -> 3.
     num_labels = np.bincount(np.frexp(counts.astype(np.float64))[1])
     bars = axes.bar(np.arange(len(num_labels)), num_labels, color=PALETTE[0], width=0.85)
@@ -167,7 +172,93 @@ def label_histogram(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     return figure
 
 
-def _figure(width_in: float, height_in: float, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
+def metric_bars(
+    runs: Mapping[str, Mapping[str, float]],
+    published: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, str],
+) -> Figure:
+    """Scores as bars, grouped by metric: colour tells the run, filled is measured, hatched is published.
+
+    `runs` maps a run's label to its value for each metric, `published` the label of a run to what was published for
+    its model; a missing or not finite value leaves its place empty. `metrics` maps the metrics shown, in order, to
+    what stands below them. Bars start at 0; the axis ends at 1 where no value is larger.
+    """
+    slots = [(place, label, of) for place, label in enumerate(runs) for of in (runs, published) if of.get(label)]
+    num_bars = max(len(slots), 1) * max(len(metrics), 1)
+    figure, (axes,) = new_figure(min(max(5.0, 1.0 + 0.2 * num_bars), 9.0), 3.2)
+    width = 0.84 / max(len(slots), 1)
+    largest, smallest = 1.0, 0.0
+    for slot, (place, label, of) in enumerate(slots):
+        values = np.array([of[label].get(metric, np.nan) for metric in metrics], dtype=np.float64)
+        values[~np.isfinite(values)] = np.nan
+        largest, smallest = max(largest, np.nanmax(values, initial=0)), min(smallest, np.nanmin(values, initial=0))
+        x = np.arange(len(metrics)) + (slot - (len(slots) - 1) / 2) * width
+        color = run_color(place)
+        style = _HOLLOW if of is published else {"facecolor": color}
+        axes.bar(x, values, width * 0.92, edgecolor=color, linewidth=0.8, **style)
+        if place >= len(PALETTE):  # this colour stands for two runs: the marker tells them apart, as in the legend
+            axes.plot(x, values, color="#222222", marker=_marker(place), markersize=3.5, linestyle="none")
+        elif len(slots) <= 4:
+            for at, value in zip(x[np.isfinite(values)], values[np.isfinite(values)], strict=True):
+                axes.annotate(
+                    f"{value:.3f}",
+                    (at, max(value, 0)),
+                    xytext=(0, 2),
+                    textcoords="offset points",
+                    ha="center",
+                    va="bottom",
+                    fontsize=7,
+                    rotation=0 if len(slots) <= 2 else 90,
+                    color="#444444",
+                )
+    axes.set_ylim(smallest * 1.05, largest * (1.09 if len(slots) <= 4 else 1.02))
+    axes.set_xticks(np.arange(len(metrics)), [textwrap.fill(_plain(text), 16) for text in metrics.values()], fontsize=8)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(visible=False, axis="x")
+    kinds: list[tuple[str, Artist]] = []
+    if any(of is published for _, _, of in slots):
+        kinds = [
+            ("measured", Patch(edgecolor=GREY, facecolor=GREY)),
+            ("published", Patch(edgecolor=GREY, **_HOLLOW)),
+        ]
+    _legend(figure, runs, {label for _, label, _ in slots}, kinds)
+    return figure
+
+
+def sorted_scores(runs: Mapping[str, np.ndarray], score_label: str, best_first: bool = False) -> Figure:
+    """The scores of single rows, sorted: what share of the rows scores below a value, and how bad the worst are.
+
+    `runs` maps a run's label to its scores, shape (N,); NaN (no score) is left out. The worst stand left: the smallest,
+    or with `best_first` the largest. Each score stands in the middle of its share of the axis.
+    """
+    figure, (axes,) = new_figure(5.0, 3.2)
+    drawn = set()
+    for place, (label, scores) in enumerate(runs.items()):
+        known = np.sort(scores[np.isfinite(scores)])
+        if best_first:
+            known = known[::-1]
+        if len(known) == 0:
+            continue
+        drawn.add(label)
+        share_percent = 100 * (np.arange(len(known)) + 0.5) / len(known)
+        axes.plot(
+            share_percent,
+            known,
+            color=run_color(place),
+            linewidth=1.6,
+            marker=_marker(place),
+            markersize=3.5,
+            markevery=math.ceil(len(known) / 30),
+        )
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the clips, from the worst (%)")
+    axes.set_ylabel(_plain(score_label))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    _legend(figure, runs, drawn, [])
+    return figure
+
+
+def new_figure(width_in: float, height_in: float, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
     """An empty figure of this size in inches, with one styled axes per relative height, top to bottom."""
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -184,9 +275,9 @@ def _figure(width_in: float, height_in: float, heights: Sequence[float] = (1,)) 
     return figure, all_axes
 
 
-def _legend(figure: Figure, runs: Mapping[str, object], drawn: set[str], kinds: list[tuple[str, Line2D]]) -> None:
+def _legend(figure: Figure, runs: Mapping[str, object], drawn: set[str], kinds: Sequence[tuple[str, Artist]]) -> None:
     """A legend above the axes, where it covers no data; a single run needs no name."""
-    entries: list[tuple[str, Line2D]] = []
+    entries: list[tuple[str, Artist]] = []
     if len(runs) > 1:
         for place, label in enumerate(runs):
             if label in drawn:

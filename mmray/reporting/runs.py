@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,19 @@ from typing import Any
 import yaml
 
 Json = dict[str, Any]
-# In order of preference: the headline and the per-class tables take the first that any run was evaluated on.
-SPLITS = ("test", "val")
+# The evaluations that come first, in this order; others follow by name. The headline and the per-class tables take the
+# first that any run was evaluated on.
+FIRST_EVALUATIONS = ("test", "val")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says. `steps` and `epochs` are the events of metrics.jsonl by ascending step, each once."""
+    """What a run folder says.
+
+    `steps` and `epochs` are the events of metrics.jsonl by ascending step, each once. `evaluations` maps the name of
+    each `evaluation/<name>.json` to its content. `published` maps such a name to the scores that somebody else
+    published for this model there, `published_source` says where; the config's section `published` holds both.
+    """
 
     path: str
     label: str
@@ -31,7 +37,15 @@ class Run:
     steps: list[Json]
     epochs: list[Json]
     evaluations: dict[str, Json]
+    published: dict[str, dict[str, float]]
+    published_source: str
+    evaluation_dir: Path
     notes: list[str]
+
+
+def evaluation_names(runs: Iterable[Run]) -> list[str]:
+    """What any of the runs was evaluated on, or has published scores for: test, val, then the others by name."""
+    return _in_order({name for run in runs for name in (*run.evaluations, *run.published)})
 
 
 def read_run(run_dir: Path) -> Run:
@@ -47,11 +61,9 @@ def read_run(run_dir: Path) -> Run:
     if not isinstance(config, dict) or "name" not in config:
         raise ValueError(f"{run_dir / 'config.yaml'} has no key 'name'; it must be a run's resolved config")
     steps, epochs, notes = _read_metrics(run_dir / "metrics.jsonl")
-    evaluations = {
-        split: _read_json(path, ("rows", "metrics"))
-        for split in SPLITS
-        if (path := run_dir / "evaluation" / f"{split}.json").is_file()
-    }
+    folder = run_dir / "evaluation"
+    names = [path.stem for path in folder.glob("*.json") if not path.name.startswith(".")]  # .… is being written
+    published, source = _published(config.get("published"), run_dir / "config.yaml")
     return Run(
         path=shown_path(str(run_dir.resolve())),
         label=str(config["name"]),
@@ -60,9 +72,35 @@ def read_run(run_dir: Path) -> Run:
         dataset=_read_json(run_dir / "dataset.json", ("id", "splits")),
         steps=steps,
         epochs=epochs,
-        evaluations=evaluations,
+        evaluations={name: _read_json(folder / f"{name}.json", ("rows", "metrics")) for name in _in_order(names)},
+        published=published,
+        published_source=source,
+        evaluation_dir=folder,
         notes=notes,
     )
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    places = {name: place for place, name in enumerate(FIRST_EVALUATIONS)}
+    return sorted(names, key=lambda name: (places.get(name, len(places)), name))
+
+
+def _published(section: Any, path: Path) -> tuple[dict[str, dict[str, float]], str]:
+    """The published scores by evaluation and metric, and their source; ({}, "") where the config holds none."""
+    if section is None:
+        return {}, ""
+    scores = section.get("scores") if isinstance(section, dict) else None
+    if not isinstance(scores, dict) or not all(isinstance(of_one, dict) for of_one in scores.values()):
+        raise ValueError(
+            f"{path}: published must be like {{source: Table III of the paper, scores: {{test: {{gap: 0.8}}}}}}, "
+            f"not {section!r}"
+        )
+    for name, of_one in scores.items():
+        for metric, value in of_one.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{path}: published.scores.{name}.{metric}={value!r} must be a number")
+    named = {str(name): {str(metric): float(v) for metric, v in of_one.items()} for name, of_one in scores.items()}
+    return named, str(section.get("source") or "")
 
 
 def _read_json(path: Path, needed: Sequence[str]) -> Json:

@@ -8,13 +8,23 @@ Every module offers `Config` and a class `Task(run, info)` with
 - `collate(table) -> Batch`: rows to tensors, on the CPU;
 - `loss(model, batch)`: the training loss, a mean over the rows of the batch;
 - `evaluate(model, batch) -> (scores, loss)`: predictions, and the loss summed over rows (0 without labels);
-- `new_metrics()`: an accumulator with `update(scores, batch)`, `merge(other)`, `state()` and `compute()`.
+- `new_metrics()`: an accumulator with `update(scores, batch)`, `merge(other)`, `state()` and `compute()`;
+- `prediction_columns(split)`: what is stored for the rows of a split: columns of theirs, by name, such as `id`, and new
+  ones;
+- `predictions(columns, rows, scores)`: the stored rows, with the columns announced;
+- `score(folder)`: `metrics` (name to value), `baselines` (name to metrics) and the task's own tables, such as
+  `per_class`, from stored predictions;
+- `examples(scored)`: what a report shows of single rows: (ids, columns of the prepared dataset, facts to draw them
+  by); no id where there is nothing to show.
+
+A task that works on single files (a song in, a contour out) also has `predict_file`: see `FileTask`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
@@ -22,25 +32,26 @@ import pyarrow as pa
 import torch
 
 from mmray import config, lookup
-from mmray.schema import DatasetInfo
+from mmray.schema import Column, DatasetInfo, SplitInfo
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`num_rows` rows as named tensors, and their ids."""
+    """`num_rows` rows as named tensors; and their ids, where the task has a use for them."""
 
     num_rows: int
     tensors: Mapping[str, torch.Tensor]
+    ids: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`, copied without waiting where its memory is pinned."""
         if device.type == "cpu":
             return self
-        return Batch(self.num_rows, {k: v.to(device, non_blocking=True) for k, v in self.tensors.items()})
+        return replace(self, tensors={k: v.to(device, non_blocking=True) for k, v in self.tensors.items()})
 
     def pinned(self) -> Batch:
         """The same batch in page-locked memory."""
-        return Batch(self.num_rows, {k: v.pin_memory() for k, v in self.tensors.items()})
+        return replace(self, tensors={k: v.pin_memory() for k, v in self.tensors.items()})
 
 
 class Metrics(Protocol):
@@ -72,12 +83,43 @@ class Task(Protocol):
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor: ...  # noqa: D102
     def evaluate(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, float]: ...  # noqa: D102
     def new_metrics(self) -> Metrics: ...  # noqa: D102
+    def prediction_columns(self, split: SplitInfo) -> list[Column]: ...  # noqa: D102
+    def predictions(self, columns: list[Column], rows: pa.Table, scores: torch.Tensor) -> pa.Table: ...  # noqa: D102
+    def score(self, folder: Path) -> dict[str, Any]: ...  # noqa: D102
+    def examples(self, scored: dict[str, Any]) -> tuple[list[str], tuple[str, ...], dict[str, str]]: ...  # noqa: D102
+
+
+class FileTask(Task, Protocol):
+    """A task that works on single files: a song in, a contour out."""
+
+    def files(self, source: str) -> list[Path]:
+        """The files that `source` (a file, a folder or a pattern) names; ValueError where there is none."""
+
+    def outputs(self, files: list[Path], out: Path, extras: frozenset[str]) -> list[dict[str, Path]]:
+        """What will be written for each file, by kind; `extras` asks for kinds beyond the first.
+
+        `out` is a file where there is one file, a folder where there are several. ValueError for a kind that the task
+        does not know, and for outputs that would collide.
+        """
+
+    def predict_file(self, model: torch.nn.Module, device: torch.device, file: Path, outputs: dict[str, Path]) -> str:
+        """Predict one file and write its outputs, each whole; return a line that says what was found."""
 
 
 def monitored(run: config.Run, task: Task) -> tuple[str, bool]:
     """The metric that picks the best checkpoint of a run, and whether more of it is better."""
     name = run.train.monitor or task.monitor
     return name, task.maximise if name == task.monitor else not name.endswith("loss")
+
+
+def require_model(run: config.Run, takes: str) -> None:
+    """ValueError, with the models that fit, where the run's model does not take the task's kind of input."""
+    if getattr(run.model, "takes", None) != takes:
+        fitting = [n for n in lookup.names("model") if getattr(lookup.load("model", n).Config, "takes", None) == takes]
+        names = f"model.name={run.model.name}", f"task.name={run.task.name}"  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{names[0]} is not for {names[1]}, whose models take {takes}; choose from {', '.join(fitting)}"
+        )
 
 
 def build(run: config.Run, info: DatasetInfo) -> Task:

@@ -6,6 +6,8 @@ uint8 with `<name>.offsets` (B + 1,); and, where rows are labelled, `labels` wit
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import pyarrow as pa
@@ -13,13 +15,13 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from mmray import config, lookup, losses
+from mmray import class_scores, config, lookup, losses
 from mmray.config import Section
 from mmray.features.quantization import mean_of_frames
 from mmray.metrics.ranking import RankingMetrics
 from mmray.prepared import frames_column, ragged_column, tensor_column
-from mmray.schema import Column, DatasetInfo, is_feature
-from mmray.tasks import Batch
+from mmray.schema import Column, DatasetInfo, SplitInfo, is_feature
+from mmray.tasks import Batch, require_model
 
 
 class Config(Section):
@@ -45,10 +47,12 @@ class Task:
     maximise: ClassVar[bool] = True
 
     def __init__(self, run: config.Run, info: DatasetInfo) -> None:
+        require_model(run, takes="vectors")
         self.info = info
         self.num_classes = len(info.class_names)
         self._model_config = cast(VectorModel, run.model)
         self._top_k = cast(Config, run.task).top_k
+        self._stored_k = run.predict.top_k
         by_name = {c.name: c for c in info.columns if is_feature(c)}
         wanted = list(by_name) if self._model_config.inputs is None else self._model_config.inputs
         if not wanted:
@@ -99,6 +103,33 @@ class Task:
         """GAP, mAP, Hit@1 and PERR."""
         return VideoMetrics(self.num_classes, self._top_k)
 
+    def prediction_columns(self, split: SplitInfo) -> list[Column]:
+        """The best `predict.top_k` classes of a row, or every score."""
+        # PERR needs as many classes as a row has labels.
+        k = self._stored_k and min(max(self._stored_k, split.max_labels), self.num_classes)
+        return class_scores.columns_of(self.num_classes, k, labelled=split.labelled_rows > 0)
+
+    def predictions(self, columns: list[Column], rows: pa.Table, scores: torch.Tensor) -> pa.Table:
+        """Ids, labels where they are known, and the best or all of the probabilities (B, C)."""
+        k = next((c.shape[0] for c in columns if c.name == "top_classes"), None)
+        labels = rows.column("labels").combine_chunks() if any(c.name == "labels" for c in columns) else None
+        return class_scores.to_table(rows.column("id").combine_chunks(), labels, scores.numpy(), k)
+
+    def score(self, folder: Path) -> dict[str, Any]:
+        """GAP, mAP, Hit@1 and PERR; those of the label prior; and every class with its average precision."""
+        train = self.info.split("train")
+        metrics = class_scores.ranking_metrics(folder, self.num_classes, self._top_k)
+        prior = class_scores.prior_metrics(folder, train, self.num_classes, self._top_k)
+        return {
+            "metrics": metrics.compute(),
+            "baselines": {"prior": prior.compute()},
+            "per_class": _per_class(metrics, self.info),
+        }
+
+    def examples(self, scored: dict[str, Any]) -> tuple[list[str], tuple[str, ...], dict[str, str]]:
+        """None: a video is not here to be looked at."""
+        return [], (), {}
+
     def _vectors(self, batch: Batch) -> torch.Tensor:
         parts = []
         for column in self.inputs:
@@ -137,3 +168,12 @@ class VideoMetrics:
     def compute(self) -> dict[str, float]:
         """The metrics by name."""
         return self.ranking.compute()
+
+
+def _per_class(metrics: RankingMetrics, info: DatasetInfo) -> list[dict[str, Any]]:
+    train_counts = info.split("train").label_counts or [0] * len(info.class_names)
+    rows = zip(info.class_names, train_counts, metrics.label_counts.tolist(), metrics.per_class_ap(), strict=True)
+    return [
+        {"class": c, "name": name, "train_count": seen, "count": count, "ap": None if math.isnan(ap) else float(ap)}
+        for c, (name, seen, count, ap) in enumerate(rows)
+    ]

@@ -28,6 +28,7 @@ from mmray.schema import DatasetInfo
 _MAY_CHANGE = (
     "resources",
     "predict",
+    "published",
     "out",
     "prepare.out",
     "prepare.max_bad_fraction",

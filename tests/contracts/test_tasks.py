@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
 
 from mmray import config, lookup, preparation
-from mmray.datasets.synthetic import youtube8m
+from mmray.datasets.synthetic import mir1k, youtube8m
+from mmray.predictions import PredictionsInfo
 from mmray.prepared import SplitReader
-from mmray.schema import DatasetInfo
+from mmray.schema import DatasetInfo, arrow_schema
 from mmray.tasks import Batch, Task, build
 
 EIGHT = 8
@@ -34,21 +36,48 @@ def synthetic_youtube8m(folder: Path, level: str) -> dict[str, Any]:
     return {"name": "youtube8m", "path": str(folder), "level": level, "num_classes": 12, "features": features}
 
 
+def synthetic_mir1k(folder: Path, kind: str) -> dict[str, Any]:
+    """Make 29 short clips, 18 of them to train on; return the dataset section that reads them in coarse bins."""
+    made = mir1k.Config(num_clips=29, min_clip_s=1.0, max_clip_s=1.2, clips_per_song=1)
+    mir1k.generate(folder, made, lambda done, total: None)
+    cfp = {"bins_per_octave": 15, "min_hz": 80.0, "max_hz": 1250.0, "hop": 512}
+    if kind == "pooled":  # its model needs a multiple of 64 bins
+        cfp |= {"bins_per_octave": 16, "min_hz": 76.0}
+    return {"name": "mir1k", "path": str(folder), "cfp": cfp}
+
+
 @dataclass(frozen=True)
 class Case:
-    """A task with one of its models on a corpus of 8 training rows that `make_corpus` writes."""
+    """A task with one of its models on a small corpus that `make_corpus` writes, in one of its kinds.
+
+    It learns `num_rows` training rows by heart in `steps` steps at the learning rate `lr`: its loss falls to
+    `final_loss` of what it was, and the metric that picks checkpoints rises above `good`.
+    """
 
     task: str
     model: dict[str, Any]
-    level: str
+    kind: str
     make_corpus: Callable[[Path, str], dict[str, Any]] = synthetic_youtube8m
+    num_rows: int = EIGHT
+    steps: int = 600
+    lr: float = 0.05
+    final_loss: float = 0.01
+    good: float = 0.999
+    labels: tuple[str, ...] = ("labels",)
 
+
+MELODY: dict[str, Any] = {
+    "task": "melody_extraction", "make_corpus": synthetic_mir1k,
+    "steps": 60, "lr": 0.01, "final_loss": 0.3, "good": 0.75, "labels": ("f0_hz", "ref_times_s", "ref_f0_hz"),
+}  # fmt: skip
 
 CASES = [
     Case("video_classification", {"name": "logistic"}, "video"),
     Case("video_classification", {"name": "logistic", "inputs": ["audio"]}, "frame"),
     Case("video_classification", {"name": "moe", "num_experts": 3, "inputs": ["mean_audio", "mean_rgb"]}, "video"),
     Case("video_classification", {"name": "moe"}, "frame"),
+    Case(model={"name": "dense_aspp", "growth": 4, "dilations": [1, 2, 4]}, kind="clips", **MELODY),
+    Case(model={"name": "segnet"}, kind="pooled", **MELODY),
 ]
 
 
@@ -62,23 +91,23 @@ class Prepared:
     folder: Path
 
     def table(self, split: str, labelled: bool = True) -> pa.Table:
-        """All rows of a split, as the task asks for them."""
-        info = self.task.info.split(split)
-        return SplitReader(self.folder, info, self.task.columns(labelled)).take(np.arange(info.rows))
+        """The first rows of a split, as many as the case says, as the task asks for them."""
+        rows = np.arange(min(self.case.num_rows, self.task.info.split(split).rows))
+        return SplitReader(self.folder, self.task.info.split(split), self.task.columns(labelled)).take(rows)
 
     def model(self, seed: int = 0) -> torch.nn.Module:
         torch.manual_seed(seed)
         return self.task.build_model()
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.task}-{case.model['name']}-{case.level}")
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.task}-{case.model['name']}-{case.kind}")
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     case: Case = request.param
     root = tmp_path_factory.mktemp("task")
     values = {
         "name": "contract",
         "task": case.task,
-        "dataset": case.make_corpus(root / "corpus", case.level),
+        "dataset": case.make_corpus(root / "corpus", case.kind),
         "model": case.model,
         "prepare": {"out": str(root / "prepared")},
     }
@@ -105,35 +134,44 @@ def test_columns_are_of_the_dataset_and_labels_only_where_asked_for(prepared: Pr
     task = prepared.task
     names = {column.name for column in task.info.columns}
     assert set(task.columns(labelled=True)) <= names
-    assert set(task.columns(labelled=True)) - set(task.columns(labelled=False)) == {"labels"}
+    assert set(task.columns(labelled=True)) - set(task.columns(labelled=False)) == set(prepared.case.labels)
 
 
 def test_input_that_the_dataset_lacks_is_named_with_those_it_has(prepared: Prepared) -> None:
     values = prepared.run.to_dict()
+    if "inputs" not in values["model"]:
+        pytest.skip("takes one input")
     values["model"]["inputs"] = ["mean_rbg"]
     with pytest.raises(ValueError, match=r"model\.inputs: 'mean_rbg' is not a feature; .*choose from .*audio"):
         build(config.from_dict(values), prepared.task.info)
 
 
-def test_overfits_eight_rows(prepared: Prepared) -> None:
-    """By plain torch: the loss falls to a hundredth, the metric that picks checkpoints becomes perfect."""
-    task, model = prepared.task, prepared.model()
+def test_a_model_of_another_kind_is_refused_with_those_that_fit(prepared: Prepared) -> None:
+    other = "logistic" if prepared.case.task != "video_classification" else "dense_aspp"
+    run = config.from_dict(prepared.run.to_dict() | {"model": other})
+    with pytest.raises(
+        ValueError, match=rf"model.name={other} is not for .* choose from .*{prepared.case.model['name']}"
+    ):
+        build(run, prepared.task.info)
+
+
+def test_learns_a_few_rows_by_heart(prepared: Prepared) -> None:
+    """By plain torch: the loss falls to a fraction, the metric that picks checkpoints becomes good."""
+    case, task, model = prepared.case, prepared.task, prepared.model()
     batch = task.collate(prepared.table("train"))
-    assert batch.num_rows == EIGHT
+    assert batch.num_rows == case.num_rows
     before = score(task, model, batch)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(model.parameters(), lr=case.lr)
     losses = []
-    for _ in range(600):
+    for step in range(case.steps):
+        torch.manual_seed(step)
         optimizer.zero_grad()
         loss = task.loss(model, batch)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] / 100
-    after = score(task, model, batch)
-    best = 1.0 if task.maximise else 0.0
-    assert after == pytest.approx(best, abs=1e-3)
-    assert abs(before - best) > 0.1, "it was perfect before training"
+    assert losses[-1] < losses[0] * case.final_loss
+    assert score(task, model, batch) > case.good > before + 0.1
 
 
 def score(task: Task, model: torch.nn.Module, batch: Batch) -> float:
@@ -145,11 +183,15 @@ def score(task: Task, model: torch.nn.Module, batch: Batch) -> float:
     return metrics.compute()[task.monitor.removeprefix("val/")]
 
 
-def test_scores_are_probabilities_of_a_row_and_a_class(prepared: Prepared) -> None:
+def test_scores_are_probabilities(prepared: Prepared) -> None:
+    """Of each row and class; or of each frame and pitch, which sum to 1."""
     task, model = prepared.task, prepared.model().eval()
     batch = task.collate(prepared.table("train"))
     scores, _ = task.evaluate(model, batch)
-    assert scores.shape == (EIGHT, len(task.info.class_names))
+    if task.info.class_names:
+        assert scores.shape == (prepared.case.num_rows, len(task.info.class_names))
+    else:
+        assert scores.sum(dim=1).tolist() == pytest.approx([1.0] * len(scores), rel=1e-5)
     assert scores.dtype == torch.float32
     assert ((scores >= 0) & (scores <= 1)).all()
 
@@ -158,27 +200,26 @@ def test_rows_count_the_same_in_any_batch(prepared: Prepared) -> None:
     """Scores row by row, and the loss summed over rows, don't depend on how rows are batched."""
     task, model, table = prepared.task, prepared.model().eval(), prepared.table("train")
     scores, loss = task.evaluate(model, task.collate(table))
-    parts = [task.evaluate(model, task.collate(table.slice(start, 3))) for start in range(0, EIGHT, 3)]
+    parts = [task.evaluate(model, task.collate(table.slice(start, 3))) for start in range(0, table.num_rows, 3)]
     torch.testing.assert_close(torch.cat([part for part, _ in parts]), scores, rtol=1e-5, atol=1e-6)
     assert sum(loss for _, loss in parts) == pytest.approx(loss, rel=1e-5)
     assert loss > 0
 
 
 def test_training_loss_is_the_mean_of_the_evaluated_loss(prepared: Prepared) -> None:
-    """Up to the penalty, which is made small enough here to be lost in rounding."""
-    task, model = prepared.task, prepared.model()
-    batch = task.collate(prepared.table("train"))
+    """Up to the penalty, which is made small enough here to be lost in rounding; of rows that are equally long."""
+    task, model = prepared.task, prepared.model().eval()
+    batch = task.collate(prepared.table("train").slice(0, 1))
     _, summed = task.evaluate(model, batch)
     loss = task.loss(model, batch)
     assert loss.shape == ()
-    assert float(loss.detach()) == pytest.approx(summed / EIGHT, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(summed, rel=1e-4)
 
 
 def test_rows_without_labels_have_scores_and_no_loss(prepared: Prepared) -> None:
     task, model = prepared.task, prepared.model().eval()
     with_labels, _ = task.evaluate(model, task.collate(prepared.table("test")))
     batch = task.collate(prepared.table("test", labelled=False))
-    assert "labels" not in batch.tensors
     scores, loss = task.evaluate(model, batch)
     assert torch.equal(scores, with_labels)
     assert loss == 0
@@ -202,8 +243,40 @@ def test_merged_metrics_are_those_of_one_pass(prepared: Prepared) -> None:
     assert parts[0].compute() != whole.compute(), "the parts say the same: the test shows nothing"
 
 
+def test_predictions_have_the_columns_announced_and_are_scored(prepared: Prepared, tmp_path: Path) -> None:
+    """Stored as `mmray predict` does, read back and scored: the metric is what validation finds."""
+    task, model = prepared.task, prepared.model().eval()
+    info = task.info.split("train")
+    columns = task.prediction_columns(info)
+    carried = [c.name for c in columns if c.name in {column.name for column in task.info.columns}]
+    names = tuple(dict.fromkeys([*carried, *task.columns(labelled=True)]))
+    rows = SplitReader(prepared.folder, info, names).take(np.arange(info.rows))
+    batch = task.collate(rows.select(list(task.columns(labelled=True))))
+    with torch.no_grad():
+        scores, _ = task.evaluate(model, batch)
+    table = task.predictions(columns, rows, scores)
+    assert table.schema.equals(arrow_schema(columns))
+    assert table.column("id").equals(rows.column("id"))
+    pq.write_table(table, tmp_path / "part-00000.parquet")
+    stored = PredictionsInfo(
+        run="r", dataset=task.info.id, split="train", step=0, rows=info.rows, labelled=True, columns=columns
+    )
+    (tmp_path / "predictions.json").write_text(stored.model_dump_json())
+    scored = task.score(tmp_path)
+    metrics = task.new_metrics()
+    metrics.update(scores, batch)
+    name = task.monitor.removeprefix("val/")
+    assert scored["metrics"][name] == pytest.approx(metrics.compute()[name], rel=1e-6)
+    assert all(name in baseline for baseline in scored["baselines"].values())
+    ids, of_dataset, _ = task.examples(scored)
+    assert set(ids) <= set(rows.column("id").to_pylist())
+    assert set(of_dataset) <= {column.name for column in task.info.columns}
+
+
 def test_collated_tensors_are_those_of_the_rows(prepared: Prepared) -> None:
     """Against the Arrow rows as Python values, also of a slice that begins within the table."""
+    if prepared.case.task != "video_classification":
+        pytest.skip("has a test of its own: its tensors have other names than the columns")
     task, table = prepared.task, prepared.table("train").slice(2, 5)
     batch = task.collate(table)
     assert batch.num_rows == 5

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmray import config, evaluation, predictions, prepared
+from mmray import class_scores, config, evaluation, predictions, prepared
 from mmray.datasets.synthetic import youtube8m
 from mmray.metrics.ranking import RankingMetrics
 from mmray.on_ray.predict import predict
@@ -136,7 +136,7 @@ def test_error_in_a_worker_reaches_the_caller(make: Callable[..., config.Run]) -
 def test_predictions_hold_every_row_once_and_their_true_scores(
     make: Callable[..., config.Run], two_workers: Path
 ) -> None:
-    folder = predict(two_workers, "test")
+    folder, _ = predict(two_workers, "test")
     run = make("two")
     data = prepare(run)
     info = prepared.read_info(data)
@@ -148,7 +148,7 @@ def test_predictions_hold_every_row_once_and_their_true_scores(
     (table,) = reader.batches(0, info.split("test").rows, 10**6)
     batch = task.collate(table)
     scores = task.evaluate(model, batch)[0].detach().numpy()
-    stored = [row for t in predictions.read_batches(folder) for row in t.to_pylist()]
+    stored = [row for t in predictions.read_tables(folder) for row in t.to_pylist()]
     assert [row["id"] for row in stored] == table.column("id").to_pylist()
     for row, expected in zip(stored, scores, strict=True):
         np.testing.assert_allclose(row["top_scores"], expected[row["top_classes"]], rtol=1e-4, atol=1e-6)
@@ -167,27 +167,27 @@ def test_new_files_are_predicted_without_labels_or_splits(two_workers: Path, tmp
         test_labels=False, videos_per_shard=40,
     )  # fmt: skip
     youtube8m.generate(tmp_path, made, lambda done, total: None)
-    folder = predict(two_workers, source=str(tmp_path / "test*.tfrecord"))
+    folder, _ = predict(two_workers, corpus=str(tmp_path / "test*.tfrecord"))
     info = predictions.read_info(folder)
     assert not info.labelled
     csv = tmp_path / "submission.csv"
-    assert predictions.write_challenge_csv(folder, csv) == info.rows > 80
+    assert class_scores.write_challenge_csv(folder, csv) == info.rows > 80
     lines = csv.read_text().splitlines()
     assert lines[0] == "VideoId,LabelConfidencePairs"
     pairs = lines[1].split(",")[1].split(" ")
     assert sorted(int(c) for c in pairs[::2]) == list(range(12))
     assert [float(s) for s in pairs[1::2]] == sorted((float(s) for s in pairs[1::2]), reverse=True)
     with pytest.raises(ValueError, match="predictions without labels"):
-        predictions.ranking_metrics(folder)
+        class_scores.ranking_metrics(folder, 12)
 
 
 def test_stale_predictions_are_made_again(make: Callable[..., config.Run], capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = train(make("longer", train={"epochs": 1}))
-    first = predictions.read_info(predict(run_dir, "val"))
+    first = predictions.read_info(predict(run_dir, "val")[0])
     predict(run_dir, "val")
     assert "are there" in capsys.readouterr().out
     train(make("longer", train={"epochs": 3}))
-    assert predictions.read_info(predict(run_dir, "val")).step > first.step
+    assert predictions.read_info(predict(run_dir, "val")[0]).step > first.step
 
 
 def test_killed_worker_is_replaced_and_leaves_no_trace(make: Callable[..., config.Run], two_workers: Path) -> None:

@@ -151,3 +151,71 @@ def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
     plots.curves({"a": {"val": (np.arange(3), np.arange(3.0))}}, "loss")
     assert dict(matplotlib.rcParams) == before
+
+
+def bars(axes):
+    """The drawn bars: (middle, height, edge colour, whether it is hatched)."""
+    return [
+        (p.get_x() + p.get_width() / 2, p.get_height(), to_hex(p.get_edgecolor()), bool(p.get_hatch()))
+        for p in axes.patches
+        if np.isfinite(p.get_height())
+    ]
+
+
+def test_metric_bars_stand_by_metric_run_and_who_measured():
+    measured = {"a": {"overall": 0.7, "alarm": 0.2}, "b": {"overall": 0.8}}
+    published = {"a": {"overall": 0.75, "alarm": 0.1}}
+    figure = plots.metric_bars(measured, published, {"overall": "overall accuracy", "alarm": "false alarm (low)"})
+    a, b = plots.run_color(0).lower(), plots.run_color(1).lower()
+    drawn = sorted(bars(figure.axes[0]))
+    assert [(round(x), height, color, hatched) for x, height, color, hatched in drawn] == [
+        (0, 0.7, a, False),
+        (0, 0.75, a, True),
+        (0, 0.8, b, False),
+        (1, 0.2, a, False),
+        (1, 0.1, a, True),
+    ]
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert sorted(texts) == ["0.100", "0.200", "0.700", "0.750", "0.800"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "measured", "published"]
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["overall accuracy", "false alarm\n(low)"]
+    middles = np.array([x for x, *_ in drawn])
+    assert np.diff(middles).min() > 0
+    assert middles[:3].mean() == pytest.approx(0)
+
+
+def test_metric_bars_without_published_scores_or_with_values_that_are_not_finite():
+    figure = plots.metric_bars({"a": {"gap": 0.5, "perr": np.nan}, "b": {}}, {}, {"gap": "GAP", "perr": "PERR"})
+    assert [height for _, height, _, _ in bars(figure.axes[0])] == [0.5]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a"]
+    plots.metric_bars({"a": {}}, {}, {}).savefig(io.BytesIO())
+    plots.metric_bars({"a": {"gap": np.nan}}, {}, {"gap": "GAP"}).savefig(io.BytesIO())
+
+
+def test_metric_bars_beyond_one_and_below_zero_fit():
+    axes = plots.metric_bars({"a": {"loss": 3.0, "gain": -0.5}, "b": {}}, {}, {"loss": "loss", "gain": "gain"}).axes[0]
+    low, high = axes.get_ylim()
+    assert low < -0.5
+    assert high > 3
+
+
+def test_the_eighth_run_has_a_marker_on_its_bars():
+    runs = {f"run {i}": {"gap": 0.1 * i} for i in range(8)}
+    figure = plots.metric_bars(runs, runs, {"gap": "GAP"})
+    assert len(bars(figure.axes[0])) == 16
+    marked = {(round(float(line.get_ydata()[0]), 3), line.get_marker()) for line in figure.axes[0].lines}
+    assert marked == {(0.7, "s")}
+
+
+def test_sorted_scores_put_each_clip_in_the_middle_of_its_share():
+    scores = {"a": np.array([0.5, np.nan, 0.9, 0.1, 0.7]), "b": np.array([]), "c": np.array([0.3])}
+    figure = plots.sorted_scores(scores, "accuracy")
+    (a, c) = drawn(figure.axes[0])
+    np.testing.assert_allclose(a[1], [12.5, 37.5, 62.5, 87.5])
+    np.testing.assert_allclose(a[2], [0.1, 0.5, 0.7, 0.9])
+    assert (a[0], c[0]) == (plots.run_color(0).lower(), plots.run_color(2).lower())
+    np.testing.assert_allclose((c[1], c[2]), ([50], [0.3]))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "c"]
+    (falling,) = drawn(plots.sorted_scores({"a": scores["a"]}, "false alarm", best_first=True).axes[0])
+    np.testing.assert_allclose(falling[2], [0.9, 0.7, 0.5, 0.1])

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmray import predictions
+from mmray import class_scores, predictions
 from mmray.files import write_json
 from mmray.metrics.ranking import RankingMetrics, labels_of_multi_hot
 from mmray.prepared import ragged_column, tensor_column
@@ -38,11 +38,11 @@ def store(
     for number, start in enumerate(range(0, len(ids), part_rows)):
         part = slice(start, start + part_rows)
         known = None if labels is None else pa.array(labels[part], pa.list_(pa.int32()))
-        table = predictions.to_table(pa.array(ids[part]), known, scores[part], k)
+        table = class_scores.to_table(pa.array(ids[part]), known, scores[part], k)
         pq.write_table(table, folder / f"part-{number:05d}.parquet", row_group_size=10)
     info = predictions.PredictionsInfo(
         run="r", dataset="d", split="test", step=7, rows=len(ids), labelled=labels is not None,
-        top_k=k, num_classes=scores.shape[1],
+        columns=class_scores.columns_of(scores.shape[1], k, labels is not None),
     )  # fmt: skip
     write_json(folder / "predictions.json", info.model_dump(mode="json"))
     assert predictions.read_info(folder) == info
@@ -50,7 +50,7 @@ def store(
 
 
 def read(folder: Path, batch_rows: int = 8192) -> pa.Table:
-    return pa.concat_tables(predictions.read_batches(folder, batch_rows))
+    return pa.concat_tables(predictions.read_tables(folder, batch_rows))
 
 
 def multi_hot(labels: list[list[int]], classes: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def multi_hot(labels: list[list[int]], classes: int) -> np.ndarray:
 def test_dense_scores_come_back_bit_for_bit(tmp_path: Path, batch_rows: int) -> None:
     ids, labels, scores = random_rows()
     table = read(store(tmp_path / "p", ids, labels, scores, None), batch_rows)
-    assert table.schema.equals(arrow_schema(predictions.columns_of(30, None, labelled=True)))
+    assert table.schema.equals(arrow_schema(class_scores.columns_of(30, None, labelled=True)))
     assert table.column("id").to_pylist() == ids
     assert table.column("labels").to_pylist() == labels
     np.testing.assert_array_equal(tensor_column(table, "scores"), scores)
@@ -74,7 +74,7 @@ def test_top_k_are_the_best_scores_in_order(tmp_path: Path) -> None:
     """Against a sort of Python tuples: falling score, the lower class first among equals."""
     ids, labels, scores = random_rows()
     table = read(store(tmp_path / "p", ids, labels, scores, 4), 9)
-    assert table.schema.equals(arrow_schema(predictions.columns_of(30, 4, labelled=True)))
+    assert table.schema.equals(arrow_schema(class_scores.columns_of(30, 4, labelled=True)))
     expected = [sorted((-s, c) for c, s in enumerate(row.tolist()))[:4] for row in scores]
     np.testing.assert_array_equal(tensor_column(table, "top_classes"), [[c for _, c in row] for row in expected])
     np.testing.assert_array_equal(tensor_column(table, "top_scores"), [[-s for s, _ in row] for row in expected])
@@ -85,7 +85,7 @@ def test_rows_without_labels_have_no_such_column(tmp_path: Path) -> None:
     folder = store(tmp_path / "p", ids, None, scores, 4)
     assert read(folder).column_names == ["id", "top_classes", "top_scores"]
     with pytest.raises(ValueError, match="predictions without labels: there is nothing to compare"):
-        predictions.ranking_metrics(folder)
+        class_scores.ranking_metrics(folder, 30)
 
 
 def test_scores_that_are_no_contiguous_array(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_scores_that_are_no_contiguous_array(tmp_path: Path) -> None:
     ids, _, scores = random_rows()
     view = np.asfortranarray(scores)
     for k in (None, 4):
-        ours, plain = (predictions.to_table(pa.array(ids), None, s, k) for s in (view, scores))
+        ours, plain = (class_scores.to_table(pa.array(ids), None, s, k) for s in (view, scores))
         assert ours.equals(plain)
 
 
@@ -109,7 +109,7 @@ def test_metrics_of_stored_equal_those_of_dense_scores(tmp_path: Path, k: int | 
     _, labels, scores = rows = random_rows()
     dense = RankingMetrics(30)
     dense.update(scores, labels_of_multi_hot(multi_hot(labels, 30)))
-    stored = predictions.ranking_metrics(store(tmp_path / "p", *rows, k))
+    stored = class_scores.ranking_metrics(store(tmp_path / "p", *rows, k), 30)
     assert stored.compute() == dense.compute()
     np.testing.assert_array_equal(stored.per_class_ap(), dense.per_class_ap())
     assert set(stored.compute()) == {"gap", "map", "hit_at_1", "perr"}
@@ -119,7 +119,7 @@ def test_fewer_stored_than_labels_leave_perr_out(tmp_path: Path) -> None:
     ids, _, scores = random_rows()
     labels = [[0, 1, 2, 3, 4]] * len(ids)
     folder = store(tmp_path / "p", ids, labels, scores, 4)
-    metrics = predictions.ranking_metrics(folder, k=4).compute()
+    metrics = class_scores.ranking_metrics(folder, 30, k=4).compute()
     assert set(metrics) == {"gap", "map", "hit_at_1"}
 
 
@@ -127,7 +127,7 @@ def test_fewer_stored_than_the_metrics_need_are_refused_with_the_remedy(tmp_path
     ids, labels, scores = random_rows()
     folder = store(tmp_path / "p", ids, labels, scores, 4)
     with pytest.raises(ValueError, match=rf"{folder}.*\b4\b.*\b20\b.*predict\.top_k"):
-        predictions.ranking_metrics(folder)
+        class_scores.ranking_metrics(folder, 30)
 
 
 @pytest.mark.parametrize("k", [None, 3, 5], ids=str)
@@ -135,7 +135,7 @@ def test_challenge_csv_by_hand(tmp_path: Path, k: int | None) -> None:
     scores = np.array([[0.1, 0.5, 0.25, 0.0, 0.5], [1.0, 2**-20, 0.0, 0.75, 0.3333333]], np.float32)
     folder = store(tmp_path / "p", ["abcd", 'q,"x'], [[1], [0]], scores, k)
     out = tmp_path / "sub" / "file.csv"
-    assert predictions.write_challenge_csv(folder, out, k=3) == 2
+    assert class_scores.write_challenge_csv(folder, out, k=3) == 2
     assert out.read_text() == (
         "VideoId,LabelConfidencePairs\n"
         "abcd,1 0.500000 4 0.500000 2 0.250000\n"
@@ -146,7 +146,7 @@ def test_challenge_csv_by_hand(tmp_path: Path, k: int | None) -> None:
 def test_challenge_csv_has_every_row_once(tmp_path: Path) -> None:
     ids, labels, scores = random_rows(rows=57)
     out = tmp_path / "file.csv"
-    assert predictions.write_challenge_csv(store(tmp_path / "p", ids, labels, scores, None), out) == 57
+    assert class_scores.write_challenge_csv(store(tmp_path / "p", ids, labels, scores, None), out) == 57
     lines = out.read_text().splitlines()[1:]
     assert [line.split(",")[0] for line in lines] == ids
     assert {len(line.split(",")[1].split(" ")) for line in lines} == {40}
@@ -155,13 +155,13 @@ def test_challenge_csv_has_every_row_once(tmp_path: Path) -> None:
 def test_folder_without_predictions_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=rf"{folder} holds no predictions; make them with mmray predict"):
-            predictions.ranking_metrics(folder)
+            class_scores.ranking_metrics(folder, 30)
 
 
 def test_folder_without_predictions_gives_no_csv(tmp_path: Path) -> None:
     """A file with a header and no row would look like an answer."""
     with pytest.raises(ValueError, match=rf"{tmp_path} holds no predictions"):
-        predictions.write_challenge_csv(tmp_path, tmp_path / "file.csv")
+        class_scores.write_challenge_csv(tmp_path, tmp_path / "file.csv")
     assert not (tmp_path / "file.csv").exists()
 
 
@@ -170,14 +170,14 @@ def test_folder_that_lost_a_part_gives_no_csv(tmp_path: Path) -> None:
     folder = store(tmp_path / "p", ids, labels, scores, None)
     (folder / "part-00001.parquet").unlink()
     with pytest.raises(ValueError, match=rf"{folder} should hold 61 rows and holds 36; predict again"):
-        predictions.write_challenge_csv(folder, tmp_path / "file.csv")
+        class_scores.write_challenge_csv(folder, tmp_path / "file.csv")
     assert not (tmp_path / "file.csv").exists()
 
 
 def test_labels_come_back_as_rows(tmp_path: Path) -> None:
     """Also from a batch that begins within a row group."""
     ids, labels, scores = random_rows()
-    for table in predictions.read_batches(store(tmp_path / "p", ids, labels, scores, 4), 6):
+    for table in predictions.read_tables(store(tmp_path / "p", ids, labels, scores, 4), 6):
         values, offsets = ragged_column(table, "labels")
         rows = [values[a:b].tolist() for a, b in pairwise(offsets)]
         first = ids.index(table.column("id")[0].as_py())

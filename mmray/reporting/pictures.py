@@ -1,0 +1,164 @@
+"""The pictures of the page: from runs as they were read to figures, and from figures to PNG files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mmray.reporting import plots
+from mmray.reporting.runs import Json, Run
+from mmray.reporting.scores import clip_scores, comparison, lower_is_better, score_keys
+from mmray.reporting.text import display_name, finite_or_nan, is_finite
+
+
+class Pictures:
+    """Writes figures beside the page under names that never collide, and hands them back for inlining."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.used: set[str] = set()
+
+    def save(self, name: str, figure: Figure, caption: str) -> Json:
+        """Write `figure` as PNG; what the template needs to show it, at half its pixels for sharp screens."""
+        stem = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "picture"
+        file = next(f for n in range(1, 10_000) if (f := f"{stem}_{n}" if n > 1 else stem) not in self.used)
+        self.used.add(file)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=plots.DPI, metadata={"Software": None})
+        png = buffer.getvalue()
+        (self.out / f"{file}.png").write_bytes(png)
+        width_px = round(figure.get_figwidth() * plots.DPI / 2)
+        height_px = round(figure.get_figheight() * plots.DPI / 2)
+        encoded = base64.b64encode(png).decode()
+        return {"data": encoded, "width": width_px, "height": height_px, "caption": caption}
+
+
+def training_curves(runs: Sequence[Run], pictures: Pictures) -> list[Json]:
+    """Every logged metric over the training steps, the loss first, and the learning rate."""
+    names = dict.fromkeys(
+        key.split("/", 1)[1] for run in runs for events in (run.steps, run.epochs) for key in metric_keys(events)
+    )
+    drawn = []
+    for name in sorted(names, key=lambda name: name != "loss"):
+        series = {
+            run.label: {
+                "step": _points(run.steps, f"train/{name}"),
+                "train": _points(run.epochs, f"train/{name}"),
+                "val": _points(run.epochs, f"val/{name}"),
+            }
+            for run in runs
+        }
+        figure = plots.curves(series, display_name(name), log_y=lower_is_better(name))
+        drawn.append(pictures.save(f"curve {name}", figure, display_name(name)))
+    rates = {run.label: {"step": _points(run.steps or run.epochs, "lr")} for run in runs}
+    if any(len(series["step"][0]) for series in rates.values()):
+        figure = plots.curves(rates, "learning rate", log_y=True)
+        drawn.append(pictures.save("curve lr", figure, "learning rate"))
+    return drawn
+
+
+def throughput_curves(runs: Sequence[Run], pictures: Pictures) -> list[Json]:
+    """Rows a second, and the share of the time that training waited for them."""
+    drawn = []
+    for key, label in (("rows_per_s", "rows/s"), ("input_wait_percent", "waiting for input (%)")):
+        series = {run.label: {"step": _points(run.steps or run.epochs, key)} for run in runs}
+        if any(len(of_run["step"][0]) for of_run in series.values()):
+            drawn.append(pictures.save(key, plots.curves(series, label), label))
+    return drawn
+
+
+def score_by_rank(runs: Sequence[Run], split: str, pictures: Pictures) -> list[Json]:
+    """Where an evaluation has scores for each label: the score over the label's rank by frequency."""
+    entries = {run.label: run.evaluations.get(split, {}).get("per_class") or [] for run in runs}
+    keys = [key for of_run in entries.values() for key in score_keys(of_run)]
+    if not keys:
+        return []
+    points = {
+        label: (
+            np.array([entry["train_count"] for entry in of_run], dtype=np.int64),
+            np.array([finite_or_nan(entry.get(keys[0])) for entry in of_run], dtype=np.float64),
+        )
+        for label, of_run in entries.items()
+    }
+    name = display_name(keys[0])
+    caption = (
+        f"{name} of each label on {split} against the label's rank by training frequency, above the training rows. "
+        "Each point is the mean over the ranks within a quarter of its own; it is left out where most of those labels "
+        "have no positive."
+    )
+    return [pictures.save("score_by_rank", plots.score_by_rank(points, f"{name} per label, smoothed"), caption)]
+
+
+def label_histogram(data: Json, pictures: Pictures) -> list[Json]:
+    """Where rows are labelled with classes: how many training rows each label has."""
+    counts = np.array(data["splits"].get("train", {}).get("label_counts") or [], dtype=np.int64)
+    if counts.sum() == 0:
+        return []
+    caption = f"Training rows per label of {data['id']}."
+    if len(counts) > plots.MAX_NAMED_BARS:
+        top = np.sort(counts)[::-1][:10].sum() / counts.sum()
+        caption += f" The 10 most frequent of {len(counts):,} labels make up {top:.1%} of all label appearances."
+    return [pictures.save("label_histogram", plots.label_histogram(counts, data["class_names"]), caption)]
+
+
+def metric_bars(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) -> list[Json]:
+    """The scores of each evaluation as bars, beside the published ones; none where a table row says the same."""
+    drawn = []
+    for name in names:
+        measured = {run.label: _finite(run.evaluations.get(name, {}).get("metrics", {})) for run in runs}
+        published = {run.label: _finite(run.published.get(name, {})) for run in runs}
+        num_bars = sum(map(bool, measured.values())) + sum(map(bool, published.values()))
+        if num_bars < 2:
+            continue
+        metrics = {
+            metric: display_name(metric) + (" (lower is better)" if lower_is_better(metric) else "")
+            for metric in comparison(runs, name)["metrics"]
+        }
+        sources = list(dict.fromkeys(run.published_source for run in runs if published[run.label]))
+        caption = name + (f"; published: {', '.join(filter(None, sources)) or 'no source given'}" if sources else "")
+        drawn.append(pictures.save(f"metrics {name}", plots.metric_bars(measured, published, metrics), caption))
+    return drawn
+
+
+def clip_distributions(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) -> list[Json]:
+    """The first metric of every clip, sorted, for each evaluation that has scores of more than one clip."""
+    drawn = []
+    for name in names:
+        found = {run.label: of_run for run in runs if (of_run := clip_scores(run, name)) is not None}
+        if not found:
+            continue
+        metric = next(iter(found.values()))[0]
+        scores = {run.label: np.array(found[run.label][1] if run.label in found else []) for run in runs}
+        caption = f"{display_name(metric)} of each clip of {name}, from the worst to the best"
+        for label, values in scores.items():
+            if num_missing := int(np.isnan(values).sum()):
+                caption += f"; {num_missing:,} of {len(values):,} have none{f' with {label}' if len(runs) > 1 else ''}"
+        if any(np.isfinite(values).sum() > 1 for values in scores.values()):
+            axis = f"{display_name(metric)} on {name}"
+            figure = plots.sorted_scores(scores, axis, best_first=lower_is_better(metric))
+            drawn.append(pictures.save(f"clips {name}", figure, f"{caption}."))
+    return drawn
+
+
+def _finite(metrics: Json) -> dict[str, float]:
+    return {metric: float(value) for metric, value in metrics.items() if is_finite(value)}
+
+
+def metric_keys(events: Iterable[Json]) -> list[str]:
+    """The keys `train/…` and `val/…` in order of first appearance."""
+    return list(dict.fromkeys(key for event in events for key in event if key.startswith(("train/", "val/"))))
+
+
+def _points(events: list[Json], key: str) -> plots.Points:
+    """Step and value of the events that have `key`, both of shape (N,); NaN for what is not a finite number."""
+    having = [event for event in events if key in event]
+    return (
+        np.array([event["step"] for event in having], dtype=np.int64),
+        np.array([finite_or_nan(event[key]) for event in having], dtype=np.float64),
+    )
