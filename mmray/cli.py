@@ -47,8 +47,17 @@ def _verbose(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("-v", "--verbose", is_flag=True, help="Let Ray speak, and show stack traces.")(command)
 
 
-def _corpus(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--corpus", metavar="[DATASET=]PATH", help="Another corpus than the run's own.")(command)
+def _what_to_predict(command: Callable[..., Any]) -> Callable[..., Any]:
+    split = click.option("--split", default="test", show_default=True, help="Split of the prepared dataset.")
+    corpus = click.option("--corpus", metavar="[DATASET=]PATH", help="Another corpus than the run's own.")
+    overrides = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a key of task or predict: task.decode=viterbi.",
+    )
+    return split(corpus(overrides(command)))
 
 
 @cli.command()
@@ -86,8 +95,7 @@ def import_weights(run_file: Path, weights: Path, overrides: tuple[str, ...]) ->
 
 @cli.command()
 @click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--split", default="test", show_default=True, help="Split of the prepared dataset.")
-@_corpus
+@_what_to_predict
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Also write the challenge's CSV here.")
 @click.option("--input", "source", metavar="PATH", help="Predict single files (a file, a folder, a pattern): melody.")
 @click.option("--out", type=click.Path(path_type=Path), help="With --input: where to; a folder if there are several.")
@@ -100,6 +108,7 @@ def predict(
     run_dir: Path,
     split: str,
     corpus: str | None,
+    overrides: tuple[str, ...],
     csv_path: Path | None,
     source: str | None,
     out: Path | None,
@@ -115,30 +124,31 @@ def predict(
     if source is not None:
         if corpus is not None or csv_path is not None:
             raise click.UsageError("--input predicts single files: it goes with --out, --midi and --sonify alone")
-        written = predict_files(run_dir, source, out, extras, verbose)
+        written = predict_files(run_dir, source, out, extras, overrides, verbose)
         say(f"wrote {len(written):,} files, the first {written[0]}")
         return
     if out is not None or extras:
         raise click.UsageError("--out, --midi and --sonify go with --input")
-    folder, _ = predict_run(run_dir, split, corpus, verbose)
+    folder, _ = predict_run(run_dir, split, corpus, overrides, verbose)
     if csv_path:
         say(f"wrote {class_scores.write_challenge_csv(folder, csv_path):,} rows to {csv_path}")
 
 
 @cli.command()
 @click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--split", default="test", show_default=True)
-@_corpus
+@_what_to_predict
 @_verbose
-def evaluate(run_dirs: tuple[Path, ...], split: str, corpus: str | None, verbose: bool) -> None:
+def evaluate(
+    run_dirs: tuple[Path, ...], split: str, corpus: str | None, overrides: tuple[str, ...], verbose: bool
+) -> None:
     """Score runs on a split, or on another corpus, by their task's metrics and against its baselines."""
     from mmray.console import say
     from mmray.evaluation import evaluate as evaluate_run
     from mmray.on_ray.predict import predict as predict_run
 
     for run_dir in run_dirs:
-        folder, data = predict_run(run_dir, split, corpus, verbose)
-        result = evaluate_run(run_dir, folder.name, data)
+        folder, data = predict_run(run_dir, split, corpus, overrides, verbose)
+        result = evaluate_run(run_dir, folder.name, data, overrides)
         rows = {run_dir.name: result["metrics"]} | {f"  baseline: {k}": v for k, v in result["baselines"].items()}
         for name, metrics in rows.items():
             say(f"{name:<32} {folder.name}  " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))

@@ -242,6 +242,16 @@ def from_dict(values: dict[str, Any], where: str = "run") -> Run:
         raise _wrong_values(where, error, Run, fields) from None
 
 
+def with_overrides(run: Run, overrides: Sequence[str], sections: Sequence[str]) -> Run:
+    """The run with `a.b=c` overrides of some of its sections; ValueError for a key of another section."""
+    values = run.to_dict()
+    for override in overrides:
+        if override.partition(".")[0] not in sections:
+            raise ValueError(f"--set {override}: a trained run may be changed in {', '.join(sections)} alone")
+        _apply(values, override)
+    return from_dict(values, where=run.name)
+
+
 def section_from_dict(
     schema: type[S], values: dict[str, Any], overrides: Sequence[str] = (), where: str = "settings"
 ) -> S:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmray import predictions, prepared
+from mmray import config, predictions, prepared
 from mmray.files import write_json, written_whole
 from mmray.tasks import Task, build
 from mmray.training.run_folder import read_info, read_run
 
 
-def evaluate(run_dir: Path, name: str, data: Path | None = None) -> dict[str, Any]:
+def evaluate(run_dir: Path, name: str, data: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Score the predictions `predictions/<name>` of a run and write `evaluation/<name>.json`; return its content.
 
     `data` is the prepared dataset that was predicted: where it is given, the rows that the task calls worth a look are
-    kept beside the scores, as `evaluation/<name>.examples.parquet`, for a report. ValueError where there are no
+    kept beside the scores, as `evaluation/<name>.examples.parquet`, for a report. `overrides` are those of the
+    prediction. ValueError where there are no
     predictions, or they have no labels.
     """
     folder = run_dir / "predictions" / name
     stored = predictions.read_info(folder)
     stored.require_labels(folder)
-    task = build(read_run(run_dir), read_info(run_dir))
+    run = config.with_overrides(read_run(run_dir), overrides, ("task", "predict"))
+    task = build(run, read_info(run_dir))
     result = {
         "split": stored.split,
         "checkpoint": f"checkpoints/step-{stored.step:08d}",

@@ -89,7 +89,7 @@ def plan(run: config.Run) -> Plan:
         "dataset": run.dataset.model_dump(mode="json"),
         "prepare": run.prepare.model_dump(mode="json", exclude={"out", "on_bad_input", "max_bad_fraction"}),
         "sources": [
-            (s.path, s.split, s.num_bytes, [_stamp(path) for path in (s.path, *s.companions)]) for s in sources
+            (s.path, s.split, s.num_bytes, s.note, [_stamp(path) for path in (s.path, *s.companions)]) for s in sources
         ],
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]

@@ -17,13 +17,14 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-DType = Literal["string", "int32", "int64", "uint8", "float16", "float32", "float64"]
+DType = Literal["string", "int32", "int64", "uint8", "int16", "float16", "float32", "float64"]
 
 _ARROW = {
     "string": pa.string(),
     "int32": pa.int32(),
     "int64": pa.int64(),
     "uint8": pa.uint8(),
+    "int16": pa.int16(),
     "float16": pa.float16(),
     "float32": pa.float32(),
     "float64": pa.float64(),

@@ -25,13 +25,15 @@ class Source:
     """One piece of work of `prepare`: a file (or a part of one) and the split its place in the corpus implies.
 
     `split` is None where the corpus itself has no splits. `companions` are other files that its rows depend on, such as
-    labels: where one of them changes, the corpus has changed.
+    labels: where one of them changes, the corpus has changed. `note` is what the module itself must know to read this
+    piece of a file, such as which span of it.
     """
 
     path: str
     split: str | None
     num_bytes: int
     companions: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)

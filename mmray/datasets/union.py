@@ -1,7 +1,7 @@
 """Several corpora as one: `corpora` lists their sections, each with its own name, path and settings.
 
-Every row keeps the split that its own corpus gives it; before its id and group stands the corpus's name. The corpora must
-have the same columns.
+Every row keeps the split that its own corpus gives it; before its id and group stands the corpus's name. The corpora
+must have the same cfp.
 
     dataset:
       name: union
@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
 
 from mmray import lookup
-from mmray.config import Section
+from mmray.config import Section, section_from_dict
 from mmray.datasets import Reject, Source
 from mmray.schema import Column
 
@@ -48,10 +48,12 @@ class Config(Section):
         first = self.corpora[0]
         for section in self.corpora:
             module = _module(section)
+            if isinstance(section, Config):
+                raise ValueError("a union can't stand within a union; list its corpora among the others")
             if (module.GROUP_KEY, module.LABEL_KEY) != (GROUP_KEY, LABEL_KEY):
                 raise ValueError(f"corpus {_name(section)!r} can't be joined: only melody corpora have what it takes")
-            if module.columns(section) != _module(first).columns(first):
-                raise ValueError(f"{_name(section)!r} has other columns than {_name(first)!r}; give both the same cfp")
+            if section.cfp != first.cfp:  # type: ignore[attr-defined]
+                raise ValueError(f"{_name(section)!r} has another cfp than {_name(first)!r}; give both the same")
         return self
 
     @property
@@ -68,6 +70,12 @@ class Config(Section):
     def mix(self) -> str:
         """How the first corpus's channels become one."""
         return str(self.corpora[0].mix)  # type: ignore[attr-defined]
+
+    @property
+    def why_corpus_split(self) -> str | None:
+        """Why only the corpora's own splits will do, where that is so for one of them."""
+        reasons = (getattr(section, "why_corpus_split", None) for section in self.corpora)
+        return next((reason for reason in reasons if reason), None)
 
 
 def sources(config: Config) -> list[Source]:
@@ -112,8 +120,8 @@ def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBa
 def _validated(section: Any) -> BaseModel:
     if not isinstance(section, dict) or not isinstance(section.get("name"), str):
         raise ValueError("each corpus needs a name and a path")
-    validated: BaseModel = lookup.load("dataset", section["name"]).Config.model_validate(section)
-    return validated
+    schema: type[BaseModel] = lookup.load("dataset", section["name"]).Config
+    return section_from_dict(schema, section, where=f"corpus {section['name']!r}")
 
 
 def _module(section: BaseModel) -> ModuleType:

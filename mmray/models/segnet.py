@@ -3,7 +3,8 @@
 Hsieh, Su and Yang, "A Streamlined Encoder/Decoder Architecture for Melody Extraction" (ICASSP 2019). Three
 convolutions of 5 x 5, each followed by a maximum over 4 neighbouring bins, shrink the map along frequency; one more
 over what remains gives the row "no melody"; the decoder puts each value back at the bin its maximum came from and
-convolves. Every convolution is batch norm, convolution, SELU. 540.2 K parameters at 320 bins (60 an octave).
+convolves. Every convolution is batch norm, convolution, SELU. 519,624 parameters at 320 bins (60 an octave), as the
+released weights have; Gao et al. (2019) print 540.2 K.
 
 Shapes: B clips, F bins, T frames.
 """

@@ -22,16 +22,24 @@ from mmray.schema import SplitInfo, arrow_schema
 from mmray.tasks import FileTask, Task, build, monitored
 from mmray.training import checkpoint, run_folder
 
+_MAY_CHANGE = ("task", "predict")  # sections of a trained run that a prediction may set anew
 _PART_MB = 32  # of the prepared dataset, in memory, that one task predicts into one Parquet file
 
 
-def predict(run_dir: Path, split: str = "test", corpus: str | None = None, verbose: bool = False) -> tuple[Path, Path]:
+def predict(
+    run_dir: Path,
+    split: str = "test",
+    corpus: str | None = None,
+    overrides: Sequence[str] = (),
+    verbose: bool = False,
+) -> tuple[Path, Path]:
     """Predict every row of a split with the best checkpoint; return the folders of predictions and prepared dataset.
 
-    `corpus`, a path or `<dataset>=<path>`, is another corpus than the run's own: predictions/<dataset>. Predictions
-    made by the same checkpoint are kept as they are. ValueError where the split or checkpoint is missing.
+    `corpus`, a path or `<dataset>=<path>`, is another corpus than the run's own: predictions/<dataset>. `overrides`
+    change settings of the task or of prediction: predictions/<split>+<key=value>. Predictions made by the same
+    checkpoint are kept as they are. ValueError where the split or checkpoint is missing.
     """
-    run = run_folder.read_run(run_dir)
+    run = config.with_overrides(run_folder.read_run(run_dir), overrides, _MAY_CHANGE)
     task = build(run, run_folder.read_info(run_dir))
     best = checkpoint.best(run_dir, *monitored(run, task))
     name = split
@@ -43,6 +51,9 @@ def predict(run_dir: Path, split: str = "test", corpus: str | None = None, verbo
         if run.prepare.split.by == "none":
             split = "all"
         name = run.dataset.name if split in ("test", "all") else f"{run.dataset.name}-{split}"
+    name += "".join(f"+{override}" for override in sorted(overrides))
+    if "/" in name:
+        raise ValueError(f"--set {' '.join(overrides)}: a value with a slash can't be part of a folder's name")
     info = prepared.read_info(folder)
     result = PredictionsInfo(
         run=run.name,
@@ -73,7 +84,12 @@ def predict(run_dir: Path, split: str = "test", corpus: str | None = None, verbo
 
 
 def predict_files(
-    run_dir: Path, source: str, out: Path | None, extras: Sequence[str] = (), verbose: bool = False
+    run_dir: Path,
+    source: str,
+    out: Path | None,
+    extras: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    verbose: bool = False,
 ) -> list[Path]:
     """Predict single files, one by one, with the best checkpoint; return what was written.
 
@@ -81,7 +97,7 @@ def predict_files(
     predicted in this process, more of them by Ray. ValueError where the task does not work on files, and, when all
     others are done, for files that could not be predicted.
     """
-    run = run_folder.read_run(run_dir)
+    run = config.with_overrides(run_folder.read_run(run_dir), overrides, _MAY_CHANGE)
     task = build(run, run_folder.read_info(run_dir))
     if not hasattr(task, "predict_file"):
         raise ValueError(
@@ -123,12 +139,16 @@ def _over(run: config.Run, corpus: str) -> config.Run:
     values = run.to_dict()
     name, equals, path = corpus.rpartition("=")
     own: str = run.dataset.name
-    if not equals or name == own:
+    name = name if equals else own
+    fields = lookup.load("dataset", name).Config.model_fields
+    if "path" not in fields:
+        raise ValueError(f"--corpus {corpus}: {name!r} has no single path; give <dataset>=<path>, such as mir1k={path}")
+    if name == own:
         values["dataset"]["path"] = path
     else:
-        fields = lookup.load("dataset", name).Config.model_fields
-        features = {key: value for key, value in values["dataset"].items() if key == "cfp" and key in fields}
-        values["dataset"] = {"name": name, "path": path, **features}
+        values["dataset"] = {"name": name, "path": path}
+        if "cfp" in fields and hasattr(run.dataset, "cfp"):  # the model knows no other feature
+            values["dataset"]["cfp"] = run.dataset.cfp.model_dump(mode="json")
     other = config.from_dict(values)
     sources = lookup.load("dataset", other.dataset.name).sources(other.dataset)
     values["prepare"]["split"] = {"by": "corpus" if equals and all(s.split for s in sources) else "none"}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from mmray import config, prepared
 from mmray.console import Advance, progress, say
@@ -21,7 +22,7 @@ from mmray.files import locked
 from mmray.on_ray import runtime
 from mmray.on_ray.prepare import prepare, prepare_for
 from mmray.schema import DatasetInfo
-from mmray.tasks import build, monitored
+from mmray.tasks import Task, build, monitored
 from mmray.training import run_folder
 from mmray.training.checkpoint import TrainState, last
 from mmray.training.optimisation import is_finished
@@ -41,6 +42,7 @@ def train(run: config.Run, verbose: bool = False) -> Path:
         task = build(run, info)
         _check_rows(run, info)
         run_folder.open_run(run, info)
+        _say_size(run, task)
         before = last(run_dir)
         if before and is_finished(run.train, before.monitored, monitored(run, task)[1]):
             say(f"{run_dir} is finished already: {_summary(before)}")
@@ -52,6 +54,13 @@ def train(run: config.Run, verbose: bool = False) -> Path:
     assert done is not None  # fit() returned without an error
     say(f"trained {run_dir}: {_summary(done)}")
     return run_dir
+
+
+def _say_size(run: config.Run, task: Task) -> None:
+    with torch.device("meta"):
+        model = task.build_model()
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), **task.describe(model)}
+    say(f"{run.name}: " + ", ".join(f"{value:,.0f} {name.replace('_', ' ')}" for name, value in facts.items()))
 
 
 def _check_rows(run: config.Run, info: DatasetInfo) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import nn
 
 from mmray import config, losses, predictions
@@ -23,9 +23,18 @@ from mmray.config import Section
 from mmray.features import audio, augment_cfp, cfp, contour_export
 from mmray.features.contour import Contour, decode_argmax, decode_threshold, decode_viterbi, nearest_bins
 from mmray.metrics.melody import MelodyMetrics, mir_eval_scores
+from mmray.models._conv_flops import flops
 from mmray.prepared import frames_column, ragged_column
 from mmray.schema import Column, DatasetInfo, SplitInfo
 from mmray.tasks import Batch, _melody_files, require_model
+
+
+class Viterbi(Section):
+    """What changes from a frame to the next cost, in nats; see `mmray.features.contour.decode_viterbi`."""
+
+    semitone_cost: NonNegativeFloat = 2
+    leap_cost: NonNegativeFloat = 16
+    switch_cost: NonNegativeFloat = 16
 
 
 class Config(Section):
@@ -35,6 +44,7 @@ class Config(Section):
     crop_frames: PositiveInt = Field(256, description="length of the random part of a clip that a training step sees")
     augment: augment_cfp.Settings = augment_cfp.Settings()
     decode: Literal["argmax", "threshold", "viterbi"] = "argmax"
+    viterbi: Viterbi = Viterbi()
     voicing_threshold: config.Fraction = Field(0.5, description="decode: threshold")
 
 
@@ -70,18 +80,35 @@ class Task:
         """The run's model over the bins of the feature."""
         return self._model_config.build(self.settings.num_bins)
 
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Operations of the model's convolutions for a second of sound; a multiply-add is two."""
+        num_frames = 256
+        return {
+            "conv_flops_per_second": flops(model, self.settings.num_bins, num_frames) / num_frames / self.settings.hop_s
+        }
+
     def collate(self, table: pa.Table) -> Batch:
-        """Rows to tensors. The map keeps its type: it is widened on the device."""
+        """Rows to tensors. The map keeps its type: it is widened on the device.
+
+        ValueError, naming the clip, where one has no label among columns that are.
+        """
+        ids = tuple(table.column("id").to_pylist())
         frames, offsets = frames_column(table, self.map)
         tensors = {"cfp": torch.tensor(frames), "offsets": torch.from_numpy(offsets)}
         if "f0_hz" in table.column_names:
-            f0_hz, _ = ragged_column(table, "f0_hz")
+            f0_hz, label_offsets = ragged_column(table, "f0_hz")
+            unlabelled = np.flatnonzero(np.diff(label_offsets) != np.diff(offsets))
+            if len(unlabelled):
+                raise ValueError(
+                    f"clip {ids[unlabelled[0]]!r} has no label, but every clip to train or validate on needs one; "
+                    "set dataset.labels: required, which lists those without, and bring their labels or leave them out"
+                )
             tensors["rows"] = torch.from_numpy(nearest_bins(f0_hz, self.pitches_hz))
             times_s, ref_offsets = ragged_column(table, "ref_times_s")
             tensors["ref_times_s"] = torch.tensor(times_s)
             tensors["ref_f0_hz"] = torch.tensor(ragged_column(table, "ref_f0_hz")[0])
             tensors["ref_offsets"] = torch.from_numpy(ref_offsets)
-        return Batch(table.num_rows, tensors, tuple(table.column("id").to_pylist()))
+        return Batch(table.num_rows, tensors, ids)
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """`losses.pitch_loss` over a random crop of each clip, newly augmented."""
@@ -110,7 +137,7 @@ class Task:
     def decode(self, posteriors: np.ndarray) -> Contour:
         """The contour of posteriors (T, F + 1), as `task.decode` says."""
         if self._config.decode == "viterbi":
-            return decode_viterbi(posteriors, self.pitches_hz)
+            return decode_viterbi(posteriors, self.pitches_hz, **self._config.viterbi.model_dump())
         if self._config.decode == "threshold":
             return decode_threshold(posteriors, self.pitches_hz, self._config.voicing_threshold)
         return decode_argmax(posteriors, self.pitches_hz)
@@ -142,10 +169,15 @@ class Task:
         return pa.table(arrays)
 
     def score(self, folder: Path) -> dict[str, Any]:
-        """The five metrics by mir_eval, their values if nobody ever sang, and every clip's own."""
+        """The five metrics by mir_eval, their values if nobody ever sang, and every clip's own.
+
+        They are over the clips that have a label, `rows_with_labels`. ValueError where none has.
+        """
         metrics, silent, groups = MelodyMetrics(mir_eval_scores), MelodyMetrics(), {}
         for table in predictions.read_tables(folder, batch_rows=64):
             for row in table.to_pylist():
+                if not row["ref_times_s"]:
+                    continue
                 est_f0_hz = np.asarray(row["est_f0_hz"], np.float64)
                 times_s = self.settings.frame_times_s(len(est_f0_hz))
                 reference = np.asarray(row["ref_times_s"]), np.asarray(row["ref_f0_hz"])
@@ -153,6 +185,7 @@ class Task:
                 silent.update(row["id"], *reference, times_s, np.zeros_like(est_f0_hz))
                 groups[row["id"]] = row["group"]
         return {
+            "rows_with_labels": len(groups),
             "metrics": metrics.compute(),
             "baselines": {"no melody anywhere": silent.compute()},
             "per_clip": [{"id": clip["id"], "group": groups[clip["id"]], **clip} for clip in metrics.per_clip()],

@@ -71,6 +71,10 @@ class Task:
         size = sum(cast(int, c.shape[-1]) for c in self.inputs)
         return self._model_config.build(size, self.num_classes)
 
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Nothing more."""
+        return {}
+
     def collate(self, table: pa.Table) -> Batch:
         """Rows to tensors. Vectors keep their type and frames stay uint8: both are widened on the device."""
         tensors: dict[str, torch.Tensor] = {}

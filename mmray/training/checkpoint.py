@@ -92,17 +92,21 @@ def prune(run_dir: Path, monitor: str, maximise: bool, keep_best: int) -> None:
 
 def load_model(folder: Path, model: torch.nn.Module) -> None:
     """Load the weights of a checkpoint; ValueError naming every parameter that does not fit."""
-    tensors = load_file(folder / "model.safetensors")
+    load_tensors(model, load_file(folder / "model.safetensors"), f"{folder} is a checkpoint")
+
+
+def load_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
+    """Load weights by their names; ValueError, which says `what` they are, naming every parameter that does not fit."""
     expected = model.state_dict()
-    wrong = [f"{name}: only in the checkpoint" for name in sorted(tensors.keys() - expected.keys())]
-    wrong += [f"{name}: not in the checkpoint" for name in sorted(expected.keys() - tensors.keys())]
+    wrong = [f"{name}: only there" for name in sorted(tensors.keys() - expected.keys())]
+    wrong += [f"{name}: not there" for name in sorted(expected.keys() - tensors.keys())]
     wrong += [
-        f"{name}: {tuple(tensors[name].shape)} in the checkpoint, {tuple(expected[name].shape)} in the model"
+        f"{name}: {tuple(tensors[name].shape)} there, {tuple(expected[name].shape)} in this model"
         for name in sorted(tensors.keys() & expected.keys())
         if tensors[name].shape != expected[name].shape
     ]
     if wrong:
-        raise ValueError(f"{folder} is a checkpoint of another model:\n  " + "\n  ".join(wrong))
+        raise ValueError(f"{what} of another model:\n  " + "\n  ".join(wrong))
     model.load_state_dict(tensors)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mmray import config, lookup
@@ -37,15 +38,18 @@ def import_weights(run: config.Run, weights: Path) -> Path:
     with locked(run_dir.with_name(f".{run_dir.name}.lock"), f"importing into {run_dir}", wait=False):
         if run_folder.is_begun(run_dir):
             raise ValueError(f"{run_dir} has a checkpoint already; choose another name (--set name=...) or remove it")
-        model = build(run, info).build_model()
+        task = build(run, info)
+        model = task.build_model()
         try:
             state = model_module.rename_published(_read(weights))
         except ValueError as error:
             raise ValueError(f"{weights}: {error}") from None
+        checkpoint.load_tensors(model, state, f"{weights} has the weights")
         run_folder.open_run(run, info)
         num_parameters = sum(p.numel() for p in model.parameters())
-        run_folder.write_environment(run_dir, imported_from=weights.name, num_parameters=num_parameters)
-        model.load_state_dict(state)
+        run_folder.write_environment(
+            run_dir, imported_from=weights.name, num_parameters=num_parameters, **task.describe(model)
+        )
         checkpoint.save(run_dir, TrainState(), model, torch.optim.SGD(model.parameters(), lr=1.0))
     return run_dir
 
@@ -54,11 +58,19 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ValueError("no such file")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"not a file of safetensors: {error}") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"not a file of torch.save with tensors only: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    except Exception:  # of many kinds; what they say is how to run the code in it all the same
+        raise ValueError(
+            "not a file of torch.save that holds tensors only; save the model's state_dict() and nothing else"
+        ) from None
+    names_to_tensors = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
+    if not names_to_tensors:
         raise ValueError("not a state dict: it must map names to tensors")
-    return state
+    return dict(state)

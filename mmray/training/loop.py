@@ -44,7 +44,11 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
     if context.rank == 0:
         num_parameters = sum(p.numel() for p in model.parameters())
         run_folder.write_environment(
-            context.run_dir, num_workers=context.world_size, device=context.device.type, num_parameters=num_parameters
+            context.run_dir,
+            num_workers=context.world_size,
+            device=context.device.type,
+            num_parameters=num_parameters,
+            **task.describe(model),
         )
     monitor, maximise = monitored(run, task)
     step_loss = _step_loss(task, model, run.train, context)
