@@ -97,9 +97,11 @@ def import_weights(run_file: Path, weights: Path, overrides: tuple[str, ...]) ->
 @click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
 @_what_to_predict
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Also write the challenge's CSV here.")
-@click.option("--input", "source", metavar="PATH", help="Predict single files (a file, a folder, a pattern): melody.")
+@click.option("--input", "source", metavar="PATH", help="Predict sound files: a file, a folder, a pattern.")
 @click.option("--out", type=click.Path(path_type=Path), help="With --input: where to; a folder if there are several.")
 @click.option("--midi", "extras", flag_value="midi", multiple=True, help="With --input: also write notes as MIDI.")
+@click.option("--timeline", "extras", flag_value="timeline", multiple=True, help="With --input: classes along it too.")
+@click.option("--pcm", metavar="FORMAT:RATE:CHANNELS", help="With --input -: raw samples from standard input.")
 @click.option(
     "--sonify", "extras", flag_value="sonification", multiple=True, help="With --input: also let it be heard."
 )
@@ -113,22 +115,28 @@ def predict(
     source: str | None,
     out: Path | None,
     extras: tuple[str, ...],
+    pcm: str | None,
     verbose: bool,
 ) -> None:
     """Predict a split, another corpus, or single files, with the best checkpoint of a run folder."""
     from mmray import class_scores
     from mmray.console import say
     from mmray.on_ray.predict import predict as predict_run
-    from mmray.on_ray.predict import predict_files
+    from mmray.on_ray.predict import predict_files, predict_stream
 
+    if (source == "-") != (pcm is not None):
+        raise click.UsageError("--input - reads raw samples and needs --pcm, such as --pcm s16le:44100:2")
+    if pcm is not None:
+        predict_stream(run_dir, pcm, overrides)
+        return
     if source is not None:
         if corpus is not None or csv_path is not None:
-            raise click.UsageError("--input predicts single files: it goes with --out, --midi and --sonify alone")
+            raise click.UsageError("--input predicts single files: it goes with --out, --midi, --sonify and --timeline")
         written = predict_files(run_dir, source, out, extras, overrides, verbose)
         say(f"wrote {len(written):,} files, the first {written[0]}")
         return
     if out is not None or extras:
-        raise click.UsageError("--out, --midi and --sonify go with --input")
+        raise click.UsageError("--out, --midi, --sonify and --timeline go with --input")
     folder, _ = predict_run(run_dir, split, corpus, overrides, verbose)
     if csv_path:
         say(f"wrote {class_scores.write_challenge_csv(folder, csv_path):,} rows to {csv_path}")
@@ -187,6 +195,25 @@ def synth_youtube8m(out: Path, videos: int, classes: int, level: str, seed: int,
     config = section_from_dict(youtube8m.Config, values, overrides, where="mmray synth youtube8m")
     with progress("synth", len(youtube8m.shard_plan(config)), "shards") as advance:
         summary = youtube8m.generate(out, config, lambda done, total: advance(done, f"seed {config.seed}"))
+    say(f"made {summary}")
+
+
+@synth_group.command("music_emotion")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--tracks", default=24, show_default=True, help="Recordings, all classes together.")
+@click.option("--minutes", default=4.0, show_default=True, help="Their mean length.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: file_format=wav.")
+def synth_music_emotion(out: Path, tracks: int, minutes: float, seed: int, overrides: tuple[str, ...]) -> None:
+    """Long recordings of happy, sad and angry music, a folder a class, in the folder OUT."""
+    from mmray.config import section_from_dict
+    from mmray.console import progress, say
+    from mmray.datasets.synthetic import music_emotion
+
+    values = {"num_tracks": tracks, "minutes": minutes, "seed": seed}
+    config = section_from_dict(music_emotion.Config, values, overrides, where="mmray synth music_emotion")
+    with progress("synth", config.num_tracks, "tracks") as advance:
+        summary = music_emotion.generate(out, config, lambda done, total: advance(done, f"seed {config.seed}"))
     say(f"made {summary}")
 
 

@@ -21,8 +21,7 @@ def evaluate(run_dir: Path, name: str, data: Path | None = None, overrides: Sequ
 
     `data` is the prepared dataset that was predicted: where it is given, the rows that the task calls worth a look are
     kept beside the scores, as `evaluation/<name>.examples.parquet`, for a report. `overrides` are those of the
-    prediction. ValueError where there are no
-    predictions, or they have no labels.
+    prediction. ValueError where there are no predictions, or they have no labels.
     """
     folder = run_dir / "predictions" / name
     stored = predictions.read_info(folder)
@@ -49,7 +48,7 @@ def _write_examples(task: Task, result: dict[str, Any], folder: Path, data: Path
         return
     stored = predictions.read_info(folder)
     reader = prepared.SplitReader(data, prepared.read_info(data).split(stored.split), columns)
-    tables = list(predictions.read_tables(folder))
+    tables = list(predictions.read_tables(folder, leave_out=("posteriors",)))
     ids = np.concatenate([table.column("id").to_numpy(zero_copy_only=False) for table in tables])
     place = {str(name): row for row, name in enumerate(ids)}
     rows = np.array([place[name] for name in chosen])

@@ -10,7 +10,7 @@ Which columns there are is the task's choice: see `prediction_columns` of `mmray
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,11 +50,15 @@ def read_info(folder: Path) -> PredictionsInfo:
         raise ValueError(f"{path}: damaged or of another version: {error}; remove {folder} and predict again") from None
 
 
-def read_tables(folder: Path, batch_rows: int = 8192) -> Iterator[pa.Table]:
-    """The predictions, a bounded number of rows at a time; ValueError where they are not as many as they should be."""
+def read_tables(folder: Path, batch_rows: int = 8192, leave_out: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """The predictions, a bounded number of rows at a time, without the columns `leave_out`.
+
+    ValueError where they are not as many as they should be.
+    """
     info, rows = read_info(folder), 0
+    columns = [column.name for column in info.columns if column.name not in leave_out]
     for path in sorted(folder.glob("part-*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(batch_rows):
+        for batch in pq.ParquetFile(path).iter_batches(batch_rows, columns=columns):
             rows += batch.num_rows
             yield pa.Table.from_batches([batch])
     if rows != info.rows:

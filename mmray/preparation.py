@@ -28,9 +28,9 @@ from mmray import config, lookup
 from mmray.datasets import Rejected, Source
 from mmray.files import publish_folder, write_json, write_text, written_whole
 from mmray.prepared import ragged_column
-from mmray.schema import Column, DatasetInfo, FileInfo, SplitInfo, arrow_schema, is_feature
+from mmray.schema import MAX_GROUPS, Column, DatasetInfo, FileInfo, SplitInfo, arrow_schema, is_feature
 
-FORMAT = 2  # of the folder; part of its hash
+FORMAT = 3  # of the folder; part of its hash
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def write_part(run: config.Run, part: Part, folder: Path) -> PartNote:
                         name = f"{split}/{part.name}.parquet"
                         file = files.enter_context(written_whole(folder / name))
                         writers[split] = _SplitWriter(
-                            file, name, columns, dataset.LABEL_KEY, num_classes, run.prepare.row_group_mb
+                            file, name, columns, dataset, num_classes, run.prepare.row_group_mb
                         )
                     writers[split].add(rows)
         splits = {split: writer.finish() for split, writer in writers.items()}
@@ -202,7 +202,7 @@ class _SplitWriter:
     """Writes the rows of one part and split in row groups of about `row_group_mb`."""
 
     def __init__(
-        self, file: Path, name: str, columns: list[Column], label_key: str, num_classes: int, row_group_mb: float
+        self, file: Path, name: str, columns: list[Column], dataset: ModuleType, num_classes: int, row_group_mb: float
     ) -> None:
         # Vectors and frames are noise to a compressor and to a dictionary: they would cost time and save nothing.
         noise = {c.name for c in columns if is_feature(c)}
@@ -218,7 +218,9 @@ class _SplitWriter:
         self._pending: list[pa.Table] = []
         self._row_groups: list[int] = []
         self._num_bytes = 0
-        self._label_key = label_key
+        self._label_key: str = dataset.LABEL_KEY
+        self._group_key: str = dataset.GROUP_KEY
+        self._groups: set[str] | None = set()
         self._has_classes = any(c.name == "labels" for c in columns)
         self._labelled_rows = 0
         self._label_counts = np.zeros(num_classes, np.int64)
@@ -229,6 +231,10 @@ class _SplitWriter:
         self._num_bytes += table.nbytes
         labels, offsets = ragged_column(table, self._label_key)
         self._labelled_rows += int(np.count_nonzero(np.diff(offsets)))
+        if self._groups is not None:
+            self._groups.update(map(str, pc.unique(table.column(self._group_key)).to_pylist()))
+            if len(self._groups) > MAX_GROUPS:
+                self._groups = None
         if self._has_classes:
             self._label_counts += np.bincount(labels, minlength=len(self._label_counts))
             self._max_labels = max(self._max_labels, int(np.diff(offsets).max(initial=0)))
@@ -242,6 +248,7 @@ class _SplitWriter:
             num_bytes=self._num_bytes,
             files=[FileInfo(path=self._name, row_groups=self._row_groups)],
             labelled_rows=self._labelled_rows,
+            groups=None if self._groups is None else sorted(self._groups),
             label_counts=self._label_counts.tolist() if self._has_classes else None,
             max_labels=self._max_labels,
         )
@@ -286,11 +293,14 @@ def _parts(sources: Iterable[Source], part_bytes: int) -> Iterator[Part]:
 
 def _merge(splits: Sequence[SplitInfo]) -> SplitInfo:
     counts = [split.label_counts for split in splits if split.label_counts is not None]
+    known = [split.groups for split in splits]
+    groups = None if None in known else {group for groups in known for group in groups or ()}
     return SplitInfo(
         rows=sum(split.rows for split in splits),
         num_bytes=sum(split.num_bytes for split in splits),
         files=[file for split in splits for file in split.files],
         labelled_rows=sum(split.labelled_rows for split in splits),
+        groups=sorted(groups) if groups is not None and len(groups) <= MAX_GROUPS else None,
         label_counts=np.sum(counts, axis=0).tolist() if counts else None,
         max_labels=max(split.max_labels for split in splits),
     )

@@ -72,10 +72,14 @@ class FileInfo(BaseModel):
     row_groups: list[int]
 
 
+MAX_GROUPS = 10_000
+
+
 class SplitInfo(BaseModel):
     """One split of a prepared dataset.
 
-    `num_bytes` is its size in memory, `labelled_rows` how many rows have a label. Where labels are classes,
+    `num_bytes` is its size in memory, `labelled_rows` how many rows have a label, `groups` what no other split should
+    share (tracks, singers), sorted; None where there are more than `MAX_GROUPS`. Where labels are classes,
     `label_counts` has the rows of each and `max_labels` the most that a row has.
     """
 
@@ -83,6 +87,7 @@ class SplitInfo(BaseModel):
     num_bytes: int
     files: list[FileInfo]
     labelled_rows: int = 0
+    groups: list[str] | None = None
     label_counts: list[int] | None = None
     max_labels: int = 0
 

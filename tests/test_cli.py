@@ -10,18 +10,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 import yaml
 
-from mmray import __version__, cli, config
-from mmray.datasets.synthetic import youtube8m
+from mmray import __version__, cli, config, prepared
+from mmray.datasets.synthetic import mir1k, youtube8m
 from mmray.features.tfrecord_write import encode_example, write_tfrecord
+from mmray.training import run_folder
 
 RUN = """
 name: a-run
 task: video_classification
 dataset: {name: youtube8m, path: data, num_classes: 10, level: video}
 model: logistic
+"""
+MELODY_RUN = """
+name: melody
+task: melody_extraction
+dataset: {name: mir1k, path: data, cfp: {sample_rate_hz: 8000, window: 513, resolution_hz: 8, min_hz: 80}}
+model: {name: dense_aspp, growth: 1, skip_copies: 0, dilations: [1]}
 """
 
 
@@ -78,7 +88,9 @@ def test_help_names_every_verb(mmray: Mmray) -> None:
     for flag in ("--help", "-h"):
         ended = mmray(flag)
         assert ended.status == 0
-        for verb in ("prepare", "train", "predict", "evaluate", "report", "synth", "data", "config"):
+        for verb in (
+            "prepare", "train", "import-weights", "predict", "evaluate", "report", "synth", "data", "config"
+        ):  # fmt: skip
             assert f"\n  {verb} " in ended.out
         assert ended.err == ""
 
@@ -104,6 +116,14 @@ def test_version(mmray: Mmray) -> None:
         (["train"], ["Missing argument 'RUN.yaml'"]),
         (["train", "run.yaml", "--sett", "a=1"], ["No such option", "--set"]),
         (["synth", "youtube8m", "x", "--level", "shot"], ["'shot' is not one of 'video', 'frame'"]),
+        (["synth", "melody"], ["Missing argument 'OUT'"]),
+        (["import-weights", "run.yaml"], ["Missing argument 'WEIGHTS'"]),
+        (["predict", "run", "--input", "a.wav", "--corpus", "ikala=b"], ["--input predicts single files"]),
+        (["predict", "run", "--input", "a.wav", "--csv", "b.csv"], ["--input predicts single files"]),
+        (["predict", "run", "--out", "a.csv"], ["--out, --midi and --sonify go with --input"]),
+        (["predict", "run", "--midi"], ["--out, --midi and --sonify go with --input"]),
+        (["predict", "run", "--sonify"], ["--out, --midi and --sonify go with --input"]),
+        (["evaluate", "run", "--input", "a.wav"], ["No such option", "--input"]),
         (["report"], ["Missing argument 'RUN...'"]),
         (["data", "verify", "corpus", "--classes", "0"], ["'--classes'", "0 is not in the range x>=1"]),
     ],
@@ -246,6 +266,21 @@ def test_synth_leaves_another_corpus_alone(mmray: Mmray, tmp_path: Path) -> None
     fails(mmray("synth", "youtube8m", out, *SMALL, "--seed", 1), f"{out} holds a corpus of other settings")
 
 
+def test_synth_makes_a_melody_corpus(mmray: Mmray, tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    ended = mmray("synth", "melody", out, "--clips", 8, "--seed", 3, "--set", "max_clip_s=1", "--set", "min_clip_s=1")
+    assert (ended.status, ended.err) == (0, "")
+    assert "8 of 8 clips" in ended.out
+    assert f"made {out}: 8 items" in ended.out
+    mir1k.generate(tmp_path / "plain", mir1k.Config(num_clips=8, seed=3, min_clip_s=1, max_clip_s=1), lambda *_: None)
+    plain = {path.name: path.read_bytes() for path in (tmp_path / "plain").rglob("*.*")}
+    assert len(plain) > 16
+    assert {path.name: path.read_bytes() for path in out.rglob("*.*")} == plain
+    fails(mmray("synth", "melody", tmp_path / "x", "--set", "clips=5"), "mmray synth melody", "clips: unknown key")
+    fails(mmray("synth", "melody", tmp_path / "x", "--set", "min_clip_s=20"), "min_clip_s=20.0 is more than max_clip_s")
+    assert not (tmp_path / "x").exists()
+
+
 # data verify
 
 
@@ -338,3 +373,101 @@ def test_folder_that_is_no_run(mmray: Mmray, tmp_path: Path, run_file: Path, ver
     fails(mmray(verb, tmp_path / "nowhere"), f"{tmp_path / 'nowhere'} is not a run folder: it has no config.yaml")
     (tmp_path / "config.yaml").write_text(run_file.read_text())
     fails(mmray(verb, tmp_path), f"{tmp_path} is not a run folder", "dataset.json")
+
+
+# import-weights, and predict of single files
+
+
+@pytest.fixture
+def melody_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A melody run, started in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "melody.yaml"
+    path.write_text(MELODY_RUN)
+    return path
+
+
+def published_weights(path: Path) -> Path:
+    """Random weights of the model of `MELODY_RUN`, under the names that its authors gave them."""
+    torch.manual_seed(0)
+    layers = {"conv_d_1": (3, 1), "up_conv3_pitch": (4, 64), "up_conv2_pitch": (64, 32), "up_conv1_pitch": (32, 1)}
+    modules = {
+        name: torch.nn.Sequential(torch.nn.BatchNorm2d(inputs), torch.nn.Conv2d(inputs, outputs, 3))
+        for name, (inputs, outputs) in (layers | {"bottom_pitch": (64, 1)}).items()
+    }
+    torch.save(torch.nn.ModuleDict(modules).state_dict(), path)
+    return path
+
+
+def test_imported_weights_extract_the_melody_of_a_file(mmray: Mmray, melody_file: Path, tmp_path: Path) -> None:
+    """In this process, without Ray; as a table, as notes and as sound, and decoded otherwise."""
+    weights = published_weights(tmp_path / "best.pt")
+    ended = mmray("import-weights", melody_file, weights, "--set", "name=authors")
+    assert ended == Ended(0, f"imported {weights} as runs/authors\n", "")
+    t = np.arange(8000) / 8000
+    soundfile.write(tmp_path / "song.wav", 0.3 * np.sin(2 * np.pi * 220 * t), 8000)
+    predict = ("predict", "runs/authors", "--input", "song.wav", "--out")
+    ended = mmray(*predict, "song.csv", "--midi", "--sonify")
+    assert (ended.status, ended.err) == (0, "")
+    assert "wrote 3 files, the first song.csv" in ended.out
+    table = np.loadtxt(tmp_path / "song.csv", delimiter=",")
+    assert table.shape == (31, 3)
+    assert (tmp_path / "song.mid").exists()
+    assert soundfile.info(tmp_path / "song.melody.wav").duration == pytest.approx(1)
+
+    settings = ("--set", "task.decode=threshold", "--set", "task.voicing_threshold")
+    for threshold, voiced in ((0, True), (1, False)):
+        ended = mmray(*predict, "other.csv", *settings[:3], f"{settings[3]}={threshold}")
+        assert ended.status == 0, ended.err
+        other = np.loadtxt(tmp_path / "other.csv", delimiter=",")
+        assert (other[:, 1] > 0).tolist() == [voiced] * 31
+        np.testing.assert_array_equal(other[:, 2], table[:, 2])
+    fails(mmray("import-weights", melody_file, weights, "--set", "name=authors"), "runs/authors has a checkpoint")
+
+
+def test_weights_that_can_t_be_imported(mmray: Mmray, melody_file: Path, tmp_path: Path) -> None:
+    """One line each, which begins with the file; nothing is left behind."""
+    (tmp_path / "text.pt").write_text("weights")
+    (tmp_path / "text.safetensors").write_text("weights")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    torch.save({"head.weight": torch.ones(2)}, tmp_path / "other.pt")
+    for name, words in (
+        ("missing.pt", "no such file"),
+        ("text.pt", "holds tensors only"),
+        ("text.safetensors", "not a file of safetensors"),
+        ("module.pt", "holds tensors only"),
+        ("other.pt", "not the released weights of DenseASPP"),
+    ):
+        ended = mmray("import-weights", melody_file, name)
+        fails(ended, f"error: {name}: ", words)
+        assert ended.err.count("\n") == 1
+        assert "weights_only" not in ended.err
+    weights = published_weights(tmp_path / "best.pt")
+    fails(mmray("import-weights", melody_file, weights, "--set", "model.growth=2"), "best.pt", "of another model")
+    fails(mmray("import-weights", melody_file, weights, "--set", "model.grow=2"), "model.grow: unknown key", "'growth'")
+    assert not (tmp_path / "runs" / "melody").exists()
+
+
+def test_files_that_can_t_be_predicted(mmray: Mmray, melody_file: Path, tmp_path: Path) -> None:
+    published_weights(tmp_path / "best.pt")
+    assert mmray("import-weights", melody_file, "best.pt").status == 0
+    predict = ("predict", "runs/melody", "--input")
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    fails(mmray(*predict, "nothing.wav"), "nothing.wav: nothing; give a sound file, a folder")
+    ended = mmray(*predict, "broken.wav", "--out", "broken.csv")
+    assert ended.out == "predict: 1 of 1 files, 0 s, melody\n"
+    fails(Ended(ended.status, "", ended.err), "1 of 1 files could not be predicted", "broken.wav", "not a sound file")
+    fails(mmray(*predict, "broken.wav", "--out", "a.mid"), "a.mid is no place for tables")
+    fails(mmray(*predict, "broken.wav", "--set", "dataset.path=x"), "--set dataset.path=x", "task, predict alone")
+    fails(mmray(*predict, "broken.wav", "--set", "task.decoder=x"), "task.decoder: unknown key", "'decode'")
+    assert not (tmp_path / "broken.csv").exists()
+    fails(mmray("predict", "runs/melody"), "the weights of runs/melody were imported", "--corpus mir1k=PATH")
+    fails(mmray("predict", "runs/melody", "--corpus", "ikalla=x"), "'ikalla' is not a dataset; did you mean 'ikala'?")
+
+
+def test_a_task_that_takes_no_files_says_what_it_takes(
+    mmray: Mmray, make_run: Callable[..., config.Run], make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    run_dir = run_folder.open_run(make_run(), prepared.read_info(make_dataset()))
+    ended = mmray("predict", run_dir, "--input", tmp_path)
+    fails(ended, "task.name=video_classification does not predict single files", f"--corpus youtube8m={tmp_path}")

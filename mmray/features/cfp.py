@@ -30,7 +30,8 @@ With SegNet's published weights this gives the pitch that its authors published 
 
 The spectra S and C are real and have mirror symmetry, so that the later two transforms are cosine transforms of half
 the places. The first is in float64: a small power turns rounding errors in the emptier parts of a spectrum into large
-ones.
+ones. So the scaled feature is within 1e-5 of one computed in float64 throughout; a few values of pure tones, or of
+frames that are silent but for an end, are within 1e-4.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from mmray.features import _cfp_kernels as kernels
 Array = NDArray[np.float32]
 
 CHANNELS = ("spectrum", "spectrum of cepstrum", "cepstrum")
-_FRAMES_PER_CHUNK = 16  # their spectra stay in a core's second-level cache
+_FRAMES_PER_CHUNK = 16  # a multiple of 4; their spectra stay in a core's second-level cache
 _LARGEST_SAMPLE = 1e15  # the square of a window's spectrum is then within float32
 
 

@@ -21,6 +21,15 @@ For a "pitch_map", the pitch of a melody over time:
 - `rename_published(state) -> state`: the parameters of the authors' released weights by this module's names;
   ValueError where they are of another model.
 
+For a "feature_sequence", features over time of which rows have different lengths:
+
+- `Config.build(input_size, num_classes) -> nn.Module`: D features a frame in, K classes out. On the meta device too;
+- `forward(x, lengths) -> logits`: x (B, T, D) float as prepared, for the model standardises it itself; lengths (B,)
+  whole numbers from 1 to T; logits (B, K) float32, whose softmax is the probability of each class. What x holds
+  beyond a row's length, be it NaN, has no influence, nor has it in training. In eval mode rows don't depend on one
+  another;
+- `embed(x, lengths) -> (B, E)` float32, what the classifier reads; E is the attribute `embedding_size`.
+
 Parameters are float32. Autocast is the caller's choice: matrix products follow it, all that adds up or exponentiates
 stays float32. Initial weights depend on torch's global generator alone.
 """

@@ -11,7 +11,8 @@ The layers are not computed as they are defined, but so that a map is read and w
   written (`_Activate`).
 - Batch norm times s plus t, then a convolution with W, is a convolution with W s and a bias: the sum of W t over
   channels and the taps that lie inside the map. So maps are not normalised at all; the bias differs along the border
-  only, and is added in `_Activate`.
+  only, and is added in `_Activate`. Over a column it takes at most four values, by which of the three rows of taps are
+  inside: "kinds" of rows.
 - The copies of the input are one input whose weights are the sums over copies.
 
 Shapes: B clips, C channels, F bins, T frames, O output channels.
@@ -104,22 +105,26 @@ class _Layer(nn.Module):
         self.norm = nn.BatchNorm2d(inputs + 3 * copies)
         self.conv = nn.Conv2d(inputs + 3 * copies, outputs, 3, padding=dilation, dilation=dilation)
 
-    def forward(self, maps: _Maps) -> tuple[Tensor, Tensor]:
-        """The convolution of the maps, (B, O, F, T), and what is to be added to it, (1, O, F, T)."""
+    def forward(self, maps: _Maps) -> _Sums:
+        """What SELU is to be taken of."""
         mean, var, pivot = self._statistics(maps)
         scale = self.norm.weight * torch.rsqrt(var + self.norm.eps)
         shift = self.norm.bias - (mean - pivot) * scale
         x = maps.parts[0]
         with _autocast_off(x.device.type):
             weight = self.conv.weight * scale.view(1, -1, 1, 1)
-            of_ones = (self.conv.weight * shift.view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
-            ones = weight.new_ones((1, 1, *x.shape[2:]))
-            addend = F.conv2d(ones, of_ones, self.conv.bias, padding=self.dilation, dilation=self.dilation)
+            of_shift = (self.conv.weight * shift.view(1, -1, 1, 1)).sum(dim=1)
+            bins = _taps_inside(x.shape[2], self.dilation, x.device)
+            frames = _taps_inside(x.shape[3], self.dilation, x.device)
+            kinds = weight.new_tensor([[0, 1, 0], [0, 1, 1], [1, 1, 0], [1, 1, 1]])
+            bias = torch.einsum("oij,ki,tj->kto", of_shift, kinds, frames.to(weight.dtype))
+            bias = bias + self.conv.get_parameter("bias")
             if self.copies:
                 inputs, others, copies = torch.tensor_split(weight, [3, weight.shape[1] - 3 * self.copies], dim=1)
                 inputs = inputs + copies.reshape(-1, self.copies, 3, 3, 3).sum(dim=1)
                 weight = torch.cat([inputs, others], dim=1)
-        return _convolve(maps.parts, weight.to(x.dtype), self.dilation), addend
+        convolved = _convolve(maps.parts, weight.to(x.dtype), self.dilation)
+        return _Sums(convolved, bias, 2 * bins[:, 0] + bins[:, 2])
 
     def _statistics(self, maps: _Maps) -> _Statistics:
         """Those to normalise by: the running ones if the maps have none, which in training mode follow the maps'."""
@@ -137,6 +142,21 @@ class _Layer(nn.Module):
 
 
 _MOMENTUM = 0.1  # PyTorch's
+
+
+class _Sums(NamedTuple):
+    """A layer's convolution (B, O, F, T) and what must be added to it: bias[kind of row, :, o] of each o, f and t."""
+
+    convolved: Tensor
+    bias: Tensor  # (4, T, O)
+    kind: Tensor  # (F,), int64
+
+
+def _taps_inside(length: int, dilation: int, device: torch.device) -> Tensor:
+    """Of each place on an axis, which of three taps lie on it: (length, 3), 0 or 1."""
+    place = torch.arange(length, device=device).unsqueeze(1)
+    taps = place + torch.tensor([-dilation, 0, dilation], device=device)
+    return ((taps >= 0) & (taps < length)).long()
 
 
 def _autocast_off(device_type: str) -> AbstractContextManager[object]:
@@ -205,15 +225,29 @@ def _convolve(parts: list[Tensor], weight: Tensor, dilation: int) -> Tensor:
     if dilation > 1 and weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
         output: Tensor = _DilatedConvolution.apply(weight, dilation, *parts)  # type: ignore[no-untyped-call]
         return output
-    return F.conv2d(torch.cat(parts, dim=1), weight, padding=dilation, dilation=dilation)
+    whole: Tensor = _Concatenation.apply(*parts) if len(parts) > 1 else parts[0]  # type: ignore[no-untyped-call]
+    return F.conv2d(whole, weight, padding=dilation, dilation=dilation)
+
+
+class _Concatenation(torch.autograd.Function):
+    """Along channels, with gradients that are contiguous: others are added eight times as slowly."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        """torch.cat(parts, dim=1)."""
+        ctx.sizes = [part.shape[1] for part in parts]
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Of each part."""
+        needed = zip(torch.split_with_sizes(gradients[0], ctx.sizes, dim=1), ctx.needs_input_grad, strict=True)
+        return tuple(g.contiguous(memory_format=torch.channels_last) if yes else None for g, yes in needed)
 
 
 class _DilatedConvolution(torch.autograd.Function):
-    """`_convolve` part by part, each with its own zeros around it.
-
-    In oneDNN a dilated convolution of few channels is two to five times as fast when it needn't make the zeros itself,
-    and gradients of the parts that are not slices of one another are added eight times as fast.
-    """
+    """`_convolve` part by part, each with its own zeros around it: in oneDNN a dilated convolution of few channels is
+    two to five times as fast when it needn't make the zeros itself."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, dilation: int, *parts: Tensor) -> Tensor:
@@ -255,15 +289,16 @@ def _convolve_padded(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     return F.conv2d(F.pad(x, (d, d, d, d, 0, odd)), weight, dilation=dilation)
 
 
-def _activate(sums: tuple[Tensor, Tensor], measure: bool) -> _Maps:
-    """SELU of a layer's sums: of convolved (B, O, F, T) + addend (1, O, F, T), of which convolved may be overwritten.
+def _activate(sums: _Sums, measure: bool) -> _Maps:
+    """SELU of a layer's sums, whose `convolved` may be overwritten.
 
     With `measure`, in the type of `convolved` and with statistics; without, float32 or better where O is 1.
     """
-    convolved, addend = sums
+    convolved, bias, kind = sums
     if measure and convolved.device.type == "cpu" and convolved.dtype == torch.bfloat16:
-        y, mean, var, pivot = _Activate.apply(convolved, addend)  # type: ignore[no-untyped-call]
+        y, mean, var, pivot = _Activate.apply(convolved, bias, kind)  # type: ignore[no-untyped-call]
         return _Maps([y], _Statistics(mean, var, pivot))
+    addend = bias.index_select(0, kind).permute(2, 0, 1)
     y = F.selu(_float32_or_better(convolved).add_(addend), inplace=True)
     if not measure:
         return _Maps([y if y.shape[1] == 1 else y.to(convolved.dtype)], None)
@@ -276,39 +311,36 @@ class _Activate(torch.autograd.Function):
     """`_activate` in one pass over bfloat16 in the CPU's memory, and one more for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, convolved: Tensor, addend: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, convolved: Tensor, bias: Tensor, kind: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """y - pivot (B, O, F, T) bfloat16; of y, mean and biased variance (O,) float32; pivot (O,)."""
         batch, outputs, bins, frames = convolved.shape
-        middle = convolved[:, :, bins // 2].float() + addend[:, :, bins // 2]
+        middle = convolved[:, :, bins // 2].float() + bias[kind[bins // 2]].T
         pivot = F.selu(middle).mean(dim=(0, 2))  # near enough to the mean that the variance can't cancel
         y = torch.empty_like(convolved, memory_format=torch.channels_last)
-        sums = _in_threads(
-            _selu, bins, _rows(convolved), _rows(addend)[0], pivot.repeat(frames).numpy(), _rows(y)
-        )  # fmt: skip
-        sums = np.sum(sums, axis=0).reshape(2, frames, outputs).sum(axis=1)
+        biases = bias.detach().reshape(4, -1).numpy()
+        arguments = (_rows(convolved), biases, kind.numpy(), pivot.repeat(frames).numpy(), _rows(y))
+        sums = np.sum(_in_threads(_selu, bins, *arguments), axis=0).reshape(2, frames, outputs).sum(axis=1)
         centre, square = torch.from_numpy(sums / (batch * bins * frames))
         centre_float32 = centre.float()
-        ctx.save_for_backward(y, centre_float32, pivot)
+        ctx.save_for_backward(y, kind, centre_float32, pivot)
         ctx.mark_non_differentiable(pivot)
         return y, pivot + centre_float32, (square - centre.square()).float(), pivot
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of both inputs. That of y has two more parts, from its mean and variance: a + b (y - pivot)."""
-        y, centre, pivot = ctx.saved_tensors
+        y, kind, centre, pivot = ctx.saved_tensors
         of_y, of_mean, of_var, _ = gradients
         batch, outputs, bins, frames = y.shape
         count = batch * bins * frames
         b = of_var * (2 / count)
         a = of_mean / count - b * centre
         of_convolved = torch.empty_like(y, memory_format=torch.channels_last)
-        of_addend = torch.empty((bins, frames, outputs))
         channels = [value.repeat(frames).numpy() for value in (pivot, a, b)]
-        _in_threads(
-            _selu_gradient, bins, _rows(y), _rows(of_y), *channels, _rows(of_convolved), of_addend.flatten(1).numpy()
-        )
-        return of_convolved, of_addend.permute(2, 0, 1).unsqueeze(0)
+        arguments = (_rows(y), _rows(of_y), kind.numpy(), *channels, _rows(of_convolved))
+        of_bias = np.sum(_in_threads(_selu_gradient, bins, *arguments), axis=0)
+        return of_convolved, torch.from_numpy(of_bias).reshape(4, frames, outputs), None
 
 
 def _rows(x: Tensor) -> NDArray[Any]:
@@ -373,22 +405,23 @@ def _selu(
     start: int,
     stop: int,
     convolved: NDArray[np.uint16],
-    addend: NDArray[np.float32],
+    biases: NDArray[np.float32],
+    kind: NDArray[np.int64],
     pivot: NDArray[np.float32],
     y_out: NDArray[np.uint16],
 ) -> NDArray[np.float64]:
-    """Write y - pivot, y = SELU(convolved + addend), for the rows start to stop; return its sums and its square's.
+    """Write y - pivot, y = SELU(convolved + bias), for the rows start to stop; return its sums and its square's.
 
-    convolved, y_out: (B, F, T C), bfloat16; addend (F, T C); pivot (T C,); returned (2, T C).
+    convolved, y_out: (B, F, T O), bfloat16; biases (4, T O); kind (F,): of the row; pivot (T O,); returned (2, T O).
     """
     sums = np.zeros((2, len(pivot)), np.float32)
     first, second = sums[0], sums[1]
     for f in range(start, stop):
-        added = addend[f]
-        for b in range(len(convolved)):
-            x_row, y_row = convolved[b, f], y_out[b, f]
+        bias = biases[kind[f]]
+        for n in range(len(convolved)):
+            x_row, y_row = convolved[n, f], y_out[n, f]
             for i in range(len(pivot)):
-                x = _from_bfloat16(x_row[i]) + added[i]
+                x = _from_bfloat16(x_row[i]) + bias[i]
                 y = _SCALE * max(x, _ZERO) + _NEGATIVE * (_exp(min(x, _ZERO)) - _ONE)
                 deviation = y - pivot[i]
                 y_row[i] = _to_bfloat16(deviation)
@@ -403,19 +436,20 @@ def _selu_gradient(
     stop: int,
     y: NDArray[np.uint16],
     y_gradient: NDArray[np.uint16],
+    kind: NDArray[np.int64],
     pivot: NDArray[np.float32],
     a: NDArray[np.float32],
     b: NDArray[np.float32],
     convolved_gradient_out: NDArray[np.uint16],
-    addend_gradient_out: NDArray[np.float32],
-) -> None:
-    """Write the gradients of convolved and addend for the rows start to stop; that of y is y_gradient + a + b y.
+) -> NDArray[np.float32]:
+    """Write the gradient of convolved for the rows start to stop, and return that of biases; of y it is
+    y_gradient + a + b y.
 
-    Here y stands for y - pivot. Shapes as in `_selu`; a, b: (T C,).
+    Here y stands for y - pivot. Shapes as in `_selu`; a, b: (T O,).
     """
+    of_biases = np.zeros((4, len(a)), np.float32)
     for f in range(start, stop):
-        total = addend_gradient_out[f]
-        total[:] = _ZERO
+        of_bias = of_biases[kind[f]]
         for n in range(len(y)):
             y_row, g_row, out_row = y[n, f], y_gradient[n, f], convolved_gradient_out[n, f]
             for i in range(len(a)):
@@ -424,7 +458,8 @@ def _selu_gradient(
                 slope = _SCALE if selu > _ZERO else selu + _NEGATIVE
                 gradient = (_from_bfloat16(g_row[i]) + a[i] + b[i] * value) * slope
                 out_row[i] = _to_bfloat16(gradient)
-                total[i] += gradient
+                of_bias[i] += gradient
+    return of_biases
 
 
 def published_config(state: dict[str, Tensor]) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -132,6 +133,17 @@ def predict_files(
         listed = "\n  ".join(bad[:20])
         raise ValueError(f"{len(bad):,} of {len(jobs):,} files could not be predicted:\n  {listed}")
     return [path for of_file in outputs for path in of_file.values()]
+
+
+def predict_stream(run_dir: Path, pcm: str, overrides: Sequence[str] = ()) -> None:
+    """Predict raw samples from standard input while they arrive, and write the results to standard output."""
+    run = config.with_overrides(run_folder.read_run(run_dir), overrides, _MAY_CHANGE)
+    task = build(run, run_folder.read_info(run_dir))
+    if not hasattr(task, "predict_stream"):
+        raise ValueError(f"task.name={run.task.name} does not predict a stream of samples")
+    step = checkpoint.best(run_dir, *monitored(run, task)).step
+    task, model, device = _Model(run.to_dict(), str(run_dir), step).loaded
+    task.predict_stream(model, device, sys.stdin.buffer, pcm, sys.stdout)
 
 
 def _over(run: config.Run, corpus: str) -> config.Run:

@@ -40,7 +40,7 @@ def train(run: config.Run, verbose: bool = False) -> Path:
         folder = prepare_for(run, run_dir, verbose) if begun else prepare(run, verbose)
         info = prepared.read_info(folder)
         task = build(run, info)
-        _check_rows(run, info)
+        _check_rows(run, task)
         run_folder.open_run(run, info)
         _say_size(run, task)
         before = last(run_dir)
@@ -63,8 +63,9 @@ def _say_size(run: config.Run, task: Task) -> None:
     say(f"{run.name}: " + ", ".join(f"{value:,.0f} {name.replace('_', ' ')}" for name, value in facts.items()))
 
 
-def _check_rows(run: config.Run, info: DatasetInfo) -> None:
-    """ValueError where the rows are too few for a step, have no labels, or a step too few for the workers."""
+def _check_rows(run: config.Run, task: Task) -> None:
+    """ValueError where the rows are too few for a step, lack labels, or a step is too small for the workers."""
+    info = task.info
     batch_size, workers = run.train.batch_size, run.resources.num_workers
     if batch_size < workers:
         raise ValueError(
@@ -79,6 +80,11 @@ def _check_rows(run: config.Run, info: DatasetInfo) -> None:
         if split.labelled_rows == 0:
             raise ValueError(
                 f"split {name!r} of {info.id} has no labels at all: there is nothing to learn or to compare"
+            )
+        if task.all_labelled and split.labelled_rows < split.rows:
+            raise ValueError(
+                f"{split.rows - split.labelled_rows:,} of {split.rows:,} rows in split {name!r} of {info.id} have no "
+                f"label; label them, or leave them out"
             )
 
 

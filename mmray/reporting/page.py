@@ -21,6 +21,8 @@ from mmray.reporting.melody import contours
 from mmray.reporting.pictures import (
     Pictures,
     clip_distributions,
+    confusions,
+    feature_maps,
     label_histogram,
     metric_bars,
     metric_keys,
@@ -36,7 +38,16 @@ from mmray.reporting.runs import (
     read_run,
     without_absolute_paths,
 )
-from mmray.reporting.scores import class_tables, clip_tables, comparison, headline, scored_rows
+from mmray.reporting.scores import (
+    class_report,
+    class_tables,
+    clip_tables,
+    comparison,
+    headline,
+    leak_remarks,
+    scored_rows,
+    track_tables,
+)
 from mmray.reporting.text import display_name, duration, flop, is_finite, number, shape
 
 # What environment.json says of the model; it stands among the settings, not beside the hardware.
@@ -67,6 +78,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         colors={run.label: plots.run_color(place) for place, run in enumerate(runs)},
         split=split,
         headline=headline(runs, split) if split else None,
+        leaks=leak_remarks(runs, split) if split else [],
         notes=[(run.label, note) for run in runs for note in run.notes + _checks(run)] + _comparability(runs),
         comparisons=[comparison(runs, name) for name in names] if split else [],
         metric_bars=metric_bars(runs, names, pictures) if split else [],
@@ -74,6 +86,10 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         differences=_table([_flat(_choices(run)) for run in runs], only_different=True),
         datasets=[_data_section(group) for group in _by_dataset(runs)],
         curves=training_curves(runs, pictures),
+        class_reports=[found for name in names if (found := class_report(runs, name))],
+        confusions=[picture for name in names for picture in confusions(runs, name, pictures)],
+        feature_maps=feature_maps(runs, names, pictures),
+        track_tables=[table for name in names for table in track_tables(runs, name)],
         melodies=melodies,
         melody_remarks=melody_remarks,
         clip_pictures=clip_distributions(runs, names, pictures),

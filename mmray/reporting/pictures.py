@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from mmray.reporting import plots
+from mmray.reporting import plots, plots_classification
 from mmray.reporting.runs import Json, Run
-from mmray.reporting.scores import clip_scores, comparison, lower_is_better, score_keys
+from mmray.reporting.scores import (
+    class_names_of,
+    clip_scores,
+    comparison,
+    has_class_report,
+    interval,
+    lower_is_better,
+    score_keys,
+)
 from mmray.reporting.text import display_name, finite_or_nan, is_finite
 
 
@@ -75,7 +85,10 @@ def throughput_curves(runs: Sequence[Run], pictures: Pictures) -> list[Json]:
 
 def score_by_rank(runs: Sequence[Run], split: str, pictures: Pictures) -> list[Json]:
     """Where an evaluation has scores for each label: the score over the label's rank by frequency."""
-    entries = {run.label: run.evaluations.get(split, {}).get("per_class") or [] for run in runs}
+    entries = {
+        run.label: [] if has_class_report(run, split) else run.evaluations.get(split, {}).get("per_class") or []
+        for run in runs
+    }
     keys = [key for of_run in entries.values() for key in score_keys(of_run)]
     if not keys:
         return []
@@ -113,8 +126,12 @@ def metric_bars(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) -
     for name in names:
         measured = {run.label: _finite(run.evaluations.get(name, {}).get("metrics", {})) for run in runs}
         published = {run.label: _finite(run.published.get(name, {})) for run in runs}
+        intervals = {
+            run.label: {m: ends for m in measured[run.label] if (ends := interval(run.evaluations[name], m))}
+            for run in runs
+        }
         num_bars = sum(map(bool, measured.values())) + sum(map(bool, published.values()))
-        if num_bars < 2:
+        if num_bars < 2 and not any(intervals.values()):
             continue
         metrics = {
             metric: display_name(metric) + (" (lower is better)" if lower_is_better(metric) else "")
@@ -122,7 +139,14 @@ def metric_bars(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) -
         }
         sources = list(dict.fromkeys(run.published_source for run in runs if published[run.label]))
         caption = name + (f"; published: {', '.join(filter(None, sources)) or 'no source given'}" if sources else "")
-        drawn.append(pictures.save(f"metrics {name}", plots.metric_bars(measured, published, metrics), caption))
+        if any(intervals.values()):
+            # A point needs no axis from 0, but one axis: what has no upper bound, a loss, would squeeze the others.
+            bounded = {metric: text for metric, text in metrics.items() if "loss" not in metric}
+            figure = plots_classification.interval_chart(measured, intervals, published, bounded)
+            caption += "; lines are 95 % intervals"
+        else:
+            figure = plots.metric_bars(measured, published, metrics)
+        drawn.append(pictures.save(f"metrics {name}", figure, caption))
     return drawn
 
 
@@ -143,6 +167,71 @@ def clip_distributions(runs: Sequence[Run], names: Sequence[str], pictures: Pict
             axis = f"{display_name(metric)} on {name}"
             figure = plots.sorted_scores(scores, axis, best_first=lower_is_better(metric))
             drawn.append(pictures.save(f"clips {name}", figure, f"{caption}."))
+    return drawn
+
+
+def confusions(runs: Sequence[Run], name: str, pictures: Pictures) -> list[Json]:
+    """The confusion matrix of each run that has one, and one diagram of how reliable the runs' probabilities are."""
+    drawn = []
+    for run in runs:
+        evaluation = run.evaluations.get(name, {})
+        if not evaluation.get("confusion"):
+            continue
+        matrix = np.array(evaluation["confusion"], dtype=np.int64)
+        entries = evaluation.get("per_class") or []
+        names = [str(entry["name"]) for entry in entries] or [f"class {place}" for place in range(len(matrix))]
+        of_run = f", {run.label}" if len(runs) > 1 else ""
+        caption = (
+            f"{name}{of_run}: rows by label and prediction; shades and percentages are shares of the label's rows."
+        )
+        figure = plots_classification.confusion(matrix, names)
+        drawn.append(pictures.save(f"confusion {name}{of_run}", figure, caption))
+    bins = {run.label: run.evaluations.get(name, {}).get("reliability") or [] for run in runs}
+    if any(bins.values()):
+        caption = (
+            f"{name}: how often predictions are right against how sure they are. Below the grey line a model is too "
+            "sure of itself. The area of a point goes by its rows, whose shares are below."
+        )
+        drawn.append(pictures.save(f"reliability {name}", plots_classification.reliability(bins), caption))
+    return drawn
+
+
+def feature_maps(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) -> list[Json]:
+    """The features of a segment of each class, from the rows that an evaluation of audio keeps.
+
+    `evaluation/<name>.examples.parquet` of such a task has the columns `id`, `labels` and `features`, float32 bytes of
+    (T, D), and says in its metadata `mmray.hop_s` and `mmray.row_names`, a JSON list of D names. Runs on one data set
+    keep the same rows, which are drawn once.
+    """
+    drawn = []
+    seen: set[tuple[str, str]] = set()
+    for name, run in ((name, run) for name in names for run in runs if name in run.evaluations):
+        path = run.evaluation_dir / f"{name}.examples.parquet"
+        if not path.is_file() or "features" not in pq.read_schema(path).names:
+            continue
+        table = pq.read_table(path)
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        missing = [column for column in ("id", "labels") if column not in table.column_names]
+        missing += [key for key in ("mmray.hop_s", "mmray.row_names") if key not in metadata]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}; run mmray evaluate again")
+        row_names = [str(row) for row in json.loads(metadata["mmray.row_names"])]
+        class_names = class_names_of(run, name)
+        for row in table.select(["id", "labels", "features"]).to_pylist():
+            classes = [class_names.get(klass, f"class {klass}") for klass in row["labels"]]
+            if (run.dataset["id"], row["id"]) in seen:
+                continue
+            seen.add((run.dataset["id"], row["id"]))
+            values = np.frombuffer(row["features"], np.float32)
+            if len(values) % len(row_names):
+                raise ValueError(f"{path}: {row['id']} has {len(values)} values for {len(row_names)} rows of features")
+            figure = plots_classification.feature_map(
+                values.reshape(-1, len(row_names)), float(metadata["mmray.hop_s"]), row_names
+            )
+            caption = (
+                f"{', '.join(classes) or 'no label'}: {row['id']} of {name}. Each row in its own standard deviations."
+            )
+            drawn.append(pictures.save(f"features {name} {row['id']}", figure, caption))
     return drawn
 
 

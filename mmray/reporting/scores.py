@@ -13,11 +13,13 @@ from mmray.reporting.text import display_name, finite_or_nan, is_finite
 # A label with fewer positives than this has too uncertain a score to be called best or worst.
 MIN_POSITIVES = 10
 NUM_FREQUENT, NUM_BEST, NUM_WORST = 20, 10, 10
-LOWER_IS_BETTER = re.compile(r"loss|error|false_alarm|perplexity")
+LOWER_IS_BETTER = re.compile(r"loss|error|false_alarm|perplexity|(^|_)ece$")
+# Up to so many classes there is a table of all of them; more are ranked by frequency.
+MAX_CLASSES_IN_REPORT = 40
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of this metric is the better one: losses, errors, false alarms."""
+    """Whether a smaller value of this metric is the better one: losses, errors (ECE is one), false alarms."""
     return LOWER_IS_BETTER.search(metric) is not None
 
 
@@ -54,6 +56,7 @@ def headline(runs: Sequence[Run], name: str) -> Json | None:
         "split": name,
         "run": best.label,
         "value": value,
+        "interval": interval(evaluation, metric),
         "baseline": strongest,
         "baseline_value": baselines[strongest] if strongest is not None else None,
         "gain": sign * (value - baselines[strongest]) if strongest is not None else None,
@@ -66,13 +69,50 @@ def headline(runs: Sequence[Run], name: str) -> Json | None:
     }
 
 
-def scored_rows(run: Run, name: str) -> Any:
-    """What tells which rows the evaluation covers: the scored clips where it lists them, else the data set.
+def interval(evaluation: Json, metric: str) -> tuple[float, float] | None:
+    """The 95 % interval that the evaluation gives for a metric; None where it gives none, or none that is finite."""
+    ends = (evaluation.get("intervals") or {}).get(metric)
+    if not isinstance(ends, list) or len(ends) != 2 or not all(map(is_finite, ends)):
+        return None
+    return float(ends[0]), float(ends[1])
 
-    So models that read the same clips through different features compare.
+
+def leak_remarks(runs: Sequence[Run], name: str) -> list[tuple[list[str], str, bool]]:
+    """How the rows scored were kept apart from the training rows: (runs, sentence, whether that flatters the scores).
+
+    Runs with the same answer share a sentence; those whose evaluation doesn't say have none.
     """
-    clips = run.evaluations[name].get("per_clip")
-    return tuple(sorted(str(clip["id"]) for clip in clips)) if clips else run.dataset["id"]
+    remarks: dict[tuple[str, bool], list[str]] = {}
+    for run in runs:
+        leak = run.evaluations.get(name, {}).get("leak")
+        if leak:
+            remarks.setdefault(_leak_sentence(leak, name), []).append(run.label)
+    return [(labels, sentence, flatters) for (sentence, flatters), labels in remarks.items()]
+
+
+def _leak_sentence(leak: Json, name: str) -> tuple[str, bool]:
+    split_by, segments, sharing = leak["split_by"], leak["segments"], leak["sharing_a_track_with_train"]
+    share = "shares" if sharing == 1 else "share"
+    of_all = f"{sharing:,} of {segments:,} {name} segments {share} a track with the training split"
+    if sharing == 0:
+        return f"Split by {split_by}: no {name} track was trained on.", False
+    if split_by == "track":
+        return f"Split by track, yet {of_all}: these scores cannot be trusted.", True
+    return f"Split by {split_by}: {of_all}; scores flatter.", True
+
+
+def scored_rows(run: Run, name: str) -> Any:
+    """What tells which rows the evaluation covers: clips or whole tracks where it lists them, else the data set.
+
+    So models that read the same clips or tracks through different features compare. Where tracks were cut up among
+    the splits, their names don't tell which of their segments were scored.
+    """
+    evaluation = run.evaluations[name]
+    if clips := evaluation.get("per_clip"):
+        return tuple(sorted(str(clip["id"]) for clip in clips))
+    if (tracks := evaluation.get("tracks")) and evaluation.get("leak", {}).get("split_by") == "track":
+        return tuple(sorted((str(track["group"]), track["segments"]) for track in tracks))
+    return run.dataset["id"]
 
 
 def comparison(runs: Sequence[Run], name: str) -> Json:
@@ -98,6 +138,7 @@ def comparison(runs: Sequence[Run], name: str) -> Json:
             continue
         rows[-1] |= {
             "values": evaluation["metrics"],
+            "intervals": {metric: interval(evaluation, metric) for metric in evaluation["metrics"]},
             "rows": evaluation["rows"],
             "rows_with_labels": evaluation.get("rows_with_labels", evaluation["rows"]),
             "checkpoint": shown_path(str(evaluation.get("checkpoint", ""))),
@@ -106,7 +147,7 @@ def comparison(runs: Sequence[Run], name: str) -> Json:
             key = (baseline, run.dataset["id"], evaluation["rows"], *sorted(metrics.items()))
             baselines.setdefault(
                 key,
-                rows[-1] | {"label": baseline, "values": metrics, "kind": "baseline", "of": run.label},
+                rows[-1] | {"label": baseline, "values": metrics, "intervals": {}, "kind": "baseline", "of": run.label},
             )
     times = Counter(row["label"] for row in baselines.values())
     for row in baselines.values():
@@ -142,7 +183,9 @@ def class_tables(runs: Sequence[Run], split: str) -> list[Json]:
     and worst go by the first run's first score, among labels with at least `MIN_POSITIVES` positives. With few
     classes there is the full table only.
     """
-    evaluated = [run for run in runs if run.evaluations.get(split, {}).get("per_class")]
+    evaluated = [
+        run for run in runs if run.evaluations.get(split, {}).get("per_class") and not has_class_report(run, split)
+    ]
     if not evaluated:
         return []
     by_class = [{entry["class"]: entry for entry in run.evaluations[split]["per_class"]} for run in evaluated]
@@ -185,6 +228,107 @@ def score_keys(per_class: Sequence[Json]) -> list[str]:
     """What the entries of `per_class` measure: their keys beyond those that say which class and how many rows."""
     described = {"class", "name", "train_count", "count"}
     return [key for key in per_class[0] if key not in described] if per_class else []
+
+
+def has_class_report(run: Run, name: str) -> bool:
+    """Whether the evaluation gives precision, recall and F1 of not too many classes, for `class_report`."""
+    per_class = run.evaluations.get(name, {}).get("per_class") or []
+    return 0 < len(per_class) <= MAX_CLASSES_IN_REPORT and {"precision", "recall", "f1"} <= per_class[0].keys()
+
+
+def class_report(runs: Sequence[Run], name: str) -> Json | None:
+    """Precision, recall and F1 of each class, then their macro and weighted means and the weighted accuracy.
+
+    Runs stand side by side if they were scored on the same classes; those with other classes than the first one are
+    left out. `rows`: (name, row kind, a cell per column); a class without rows in this split has a dash, not the 0 by
+    convention. None where no run has such scores.
+    """
+    having = [run for run in runs if has_class_report(run, name)]
+    if not having:
+        return None
+    classes = [(entry["class"], entry["name"]) for entry in having[0].evaluations[name]["per_class"]]
+    entries = {
+        run.label: {(entry["class"], entry["name"]): entry for entry in run.evaluations[name]["per_class"]}
+        for run in having
+    }
+    having = [run for run in having if list(entries[run.label]) == classes]
+    scores = ("precision", "recall", "f1")
+    rows: list[tuple[str, str, list[Any]]] = []
+    for of_class in classes:
+        cells: list[Any] = []
+        for run in having:
+            entry = entries[run.label][of_class]
+            cells += [entry[score] if entry["count"] else None for score in scores]
+        first = entries[having[0].label][of_class]
+        rows.append((str(of_class[1]), "class", [*cells, first["train_count"], first["count"]]))
+    metrics = [run.evaluations[name]["metrics"] for run in having]
+    total = [sum(entries[having[0].label][of_class][key] for of_class in classes) for key in ("train_count", "count")]
+    for kind in ("macro", "weighted"):
+        cells = [of_run.get(f"{kind}_{score}") for of_run in metrics for score in scores]
+        rows.append((f"{kind} mean", "mean", [*cells, *total]))
+    accuracy = [cell for of_run in metrics for cell in ("", of_run.get("weighted_accuracy"), "")]
+    rows.append(("weighted accuracy", "mean", [*accuracy, *total]))
+    return {"split": name, "runs": [run.label for run in having], "scores": scores, "rows": rows}
+
+
+def track_tables(runs: Sequence[Run], name: str) -> list[Json]:
+    """The tables of whole tracks: the worst first, then every one; a track is worse the less its label's probability.
+
+    One run shows its prediction, its probability and the label's. Several that were scored on the same tracks show
+    their prediction and the label's probability each, and the order is the first run's. With few tracks there is the
+    full table only.
+    """
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        if tracks := run.evaluations.get(name, {}).get("tracks"):
+            groups.setdefault(tuple(sorted(str(track["group"]) for track in tracks)), []).append(run)
+    return [table for group in groups.values() for table in _tables_of_same_tracks(group, name)]
+
+
+def _tables_of_same_tracks(runs: Sequence[Run], name: str) -> list[Json]:
+    by_track = [{str(track["group"]): track for track in run.evaluations[name]["tracks"]} for run in runs]
+    names = [class_names_of(run, name) for run in runs]
+
+    def of_label(place: int, group: str) -> float | None:
+        track = by_track[place][group]
+        p = track["probabilities"]
+        return p[track["label"]] if 0 <= track["label"] < len(p) else None
+
+    def named(place: int, klass: int) -> str:
+        return names[place].get(klass, f"class {klass}")
+
+    ranked = sorted(by_track[0], key=lambda group: (_or_zero(of_label(0, group)), group))
+    rows: list[tuple[Any, ...]] = []
+    for group in ranked:
+        first = by_track[0][group]
+        cells: list[Any] = [group, named(0, first["label"])]
+        for place in range(len(runs)):
+            predicted = by_track[place][group]["predicted"]
+            right = predicted == by_track[place][group]["label"]
+            cells += ["right" if right else f"✗ {named(place, predicted)}", of_label(place, group)]
+        rows.append((*cells, first["segments"]))
+    several = len(runs) > 1
+    columns = [_column("track", is_text=True), _column("label", is_text=True)]
+    for run in runs:
+        columns += [
+            _column("predicted", run.label if several else None, is_text=True),
+            _column("probability of the label", run.label if several else None),
+        ]
+    columns.append(_column("segments"))
+    num_right = sum(track["predicted"] == track["label"] for track in by_track[0].values())
+    by_whom = f" by {runs[0].label}" if several else ""
+    title = f"{name}: {len(rows):,} tracks, {num_right:,} predicted right{by_whom}"
+    full = {"title": title, "kind": "clips", "columns": columns, "rows": rows, "full": True}
+    if len(rows) <= NUM_WORST:
+        return [full]
+    worst = f"{name}: {NUM_WORST} worst of {len(rows):,} tracks{by_whom}"
+    return [full | {"title": worst, "rows": rows[:NUM_WORST], "full": False}, full]
+
+
+def class_names_of(run: Run, name: str) -> dict[int, str]:
+    """Names of the classes by number, of the evaluation and else of the data set."""
+    of_data = dict(enumerate(run.dataset.get("class_names") or []))
+    return of_data | {entry["class"]: str(entry["name"]) for entry in run.evaluations[name].get("per_class") or []}
 
 
 def clip_tables(runs: Sequence[Run], name: str) -> list[Json]:

@@ -3,9 +3,11 @@
 Every module offers `Config` and a class `Task(run, info)` with
 
 - `monitor`: the metric that picks the best checkpoint, and `maximise`: whether more of it is better;
+- `all_labelled`: whether every row that is trained or validated on must have a label;
 - `columns(labelled)`: the columns of the prepared dataset that a batch is made of;
 - `build_model()`: the run's model, freshly initialised;
 - `describe(model)`: what a report says of the model beside its number of parameters, as plain values;
+- `augmented(table, epoch) -> table`: training rows, changed anew for an epoch: the same for one seed, row and epoch;
 - `collate(table) -> Batch`: rows to tensors, on the CPU;
 - `loss(model, batch)`: the training loss, a mean over the rows of the batch;
 - `evaluate(model, batch) -> (scores, loss)`: predictions, and the loss summed over rows (0 without labels);
@@ -76,11 +78,13 @@ class Task(Protocol):
 
     monitor: ClassVar[str]
     maximise: ClassVar[bool]
+    all_labelled: ClassVar[bool]
     info: DatasetInfo
 
     def columns(self, labelled: bool) -> tuple[str, ...]: ...  # noqa: D102
     def build_model(self) -> torch.nn.Module: ...  # noqa: D102
     def describe(self, model: torch.nn.Module) -> dict[str, Any]: ...  # noqa: D102
+    def augmented(self, table: pa.Table, epoch: int) -> pa.Table: ...  # noqa: D102
     def collate(self, table: pa.Table) -> Batch: ...  # noqa: D102
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor: ...  # noqa: D102
     def evaluate(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, float]: ...  # noqa: D102

@@ -60,6 +60,7 @@ class Task:
 
     monitor: ClassVar[str] = "val/overall_accuracy"
     maximise: ClassVar[bool] = True
+    all_labelled: ClassVar[bool] = True
 
     def __init__(self, run: config.Run, info: DatasetInfo) -> None:
         require_model(run, takes="pitch_map")
@@ -86,6 +87,10 @@ class Task:
         return {
             "conv_flops_per_second": flops(model, self.settings.num_bins, num_frames) / num_frames / self.settings.hop_s
         }
+
+    def augmented(self, table: pa.Table, epoch: int) -> pa.Table:
+        """The rows as they are: what changes anew is done on the device, see `loss`."""
+        return table
 
     def collate(self, table: pa.Table) -> Batch:
         """Rows to tensors. The map keeps its type: it is widened on the device.
@@ -174,7 +179,7 @@ class Task:
         They are over the clips that have a label, `rows_with_labels`. ValueError where none has.
         """
         metrics, silent, groups = MelodyMetrics(mir_eval_scores), MelodyMetrics(), {}
-        for table in predictions.read_tables(folder, batch_rows=64):
+        for table in predictions.read_tables(folder, 64, leave_out=("posteriors",)):
             for row in table.to_pylist():
                 if not row["ref_times_s"]:
                     continue

@@ -45,6 +45,7 @@ class Task:
 
     monitor: ClassVar[str] = "val/gap"
     maximise: ClassVar[bool] = True
+    all_labelled: ClassVar[bool] = False  # a video may have none of the classes
 
     def __init__(self, run: config.Run, info: DatasetInfo) -> None:
         require_model(run, takes="vectors")
@@ -74,6 +75,10 @@ class Task:
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Nothing more."""
         return {}
+
+    def augmented(self, table: pa.Table, epoch: int) -> pa.Table:
+        """The rows as they are."""
+        return table
 
     def collate(self, table: pa.Table) -> Batch:
         """Rows to tensors. Vectors keep their type and frames stay uint8: both are widened on the device."""

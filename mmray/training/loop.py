@@ -100,6 +100,7 @@ class _Epoch:
 
         def steps() -> Iterator[list[Batch]]:
             for table in train_tables(state.epoch, state.step_in_epoch):
+                table = self.task.augmented(table, state.epoch)
                 batches = micro_batches(table, self.task.collate, settings.accumulate)
                 yield [b.pinned() for b in batches] if context.device.type == "cuda" else batches
 

@@ -147,31 +147,33 @@ def test_selu_with_statistics_against_float64() -> None:
     """The compiled pass over bfloat16, with a batch of one and channels far from 0, and its gradient."""
     generator = torch.Generator().manual_seed(0)
     for shape in [(3, 10, 7, 13), (1, 64, 2, 1), (2, 1, 5, 4)]:
+        _, outputs, bins, frames = shape
         x = (torch.randn(shape, generator=generator) * 3).bfloat16().contiguous(memory_format=torch.channels_last)
-        addend = torch.randn((1, *shape[1:]), generator=generator) * 5
+        bias = torch.randn((4, frames, outputs), generator=generator) * 5
+        kind = torch.randint(0, 4, (bins,), generator=generator)
         weights = torch.randn(shape, generator=generator).bfloat16()
-        of_mean, of_var = torch.randn(2, shape[1], generator=generator)
+        of_mean, of_var = torch.randn(2, outputs, generator=generator)
 
-        x, addend = x.requires_grad_(), addend.requires_grad_()
-        y, mean, var, pivot = dense_aspp._Activate.apply(x, addend)
-        actual = torch.autograd.grad([(y.float() * weights).sum(), of_mean @ mean, of_var @ var], [x, addend])
-        exact_x, exact_addend = x.detach().double().requires_grad_(), addend.detach().double().requires_grad_()
-        exact = F.selu(exact_x + exact_addend)
+        x, bias = x.requires_grad_(), bias.requires_grad_()
+        y, mean, var, pivot = dense_aspp._Activate.apply(x, bias, kind)
+        actual = torch.autograd.grad([(y.float() * weights).sum(), of_mean @ mean, of_var @ var], [x, bias])
+        exact_x, exact_bias = x.detach().double().requires_grad_(), bias.detach().double().requires_grad_()
+        exact = F.selu(exact_x + torch.stack([exact_bias[k].T for k in kind.tolist()], dim=1))
         exact_var, exact_mean = torch.var_mean(exact, dim=(0, 2, 3), correction=0)
         terms = [(exact * weights).sum(), of_mean.double() @ exact_mean, of_var.double() @ exact_var]
-        expected = torch.autograd.grad(terms, [exact_x, exact_addend])
+        expected = torch.autograd.grad(terms, [exact_x, exact_bias])
 
         restored = y.double() + pivot.double().view(1, -1, 1, 1)
         torch.testing.assert_close(restored, exact.detach(), rtol=4e-3, atol=4e-2)
         torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(var.double(), exact_var, rtol=1e-4, atol=1e-6)
         for found, wanted in zip(actual, expected, strict=True):
-            assert (found.double() - wanted).norm() < 0.01 * wanted.norm()
+            assert (found.double() - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_variance_of_a_channel_far_from_zero_does_not_cancel() -> None:
     x = torch.full((2, 1, 16, 16), 300.0) + torch.tensor([0.0, 2.0]).repeat(128).view(1, 1, 16, 16)
-    _, mean, var, _ = dense_aspp._Activate.apply(x.bfloat16(), torch.zeros(1, 1, 16, 16))
+    _, mean, var, _ = dense_aspp._Activate.apply(x.bfloat16(), torch.zeros(4, 16, 1), torch.zeros(16).long())
     assert float(mean) == pytest.approx(301 * 1.0507009873554805, rel=1e-6)
     assert float(var) == pytest.approx(1.0507009873554805**2, rel=1e-5)
 
@@ -211,10 +213,10 @@ def test_padding_is_with_zeros_behind_batch_norm() -> None:
         unit.norm.bias.fill_(3)
         unit.conv.weight.fill_(1)
         unit.conv.bias.fill_(0.5)
-        convolved, addend = unit.eval()(dense_aspp._Maps([torch.ones(1, 1, 4, 3)], None))
+        convolved, bias, kind = unit.eval()(dense_aspp._Maps([torch.ones(1, 1, 4, 3)], None))
     value = 3 + 1 / (1 + 1e-5) ** 0.5
     taps = torch.tensor([[4.0, 6, 4], [6, 9, 6], [6, 9, 6], [4, 6, 4]])
-    torch.testing.assert_close((convolved + addend)[0, 0], taps * value + 0.5)
+    torch.testing.assert_close(convolved[0, 0] + bias[kind, :, 0], taps * value + 0.5)
 
 
 def test_the_config_is_told_by_the_weights() -> None:
@@ -247,8 +249,7 @@ def test_wrong_settings_and_shapes_are_refused() -> None:
 
 
 def test_flops_are_two_a_multiply_add() -> None:
-    """By hand: what each convolution's weights cost at each place, and the border's 9 an output channel."""
+    """By hand: what each convolution's weights cost at each place, with the copies of the input as one."""
     model = dense_aspp.Config(growth=4, skip_copies=2, dilations=(1, 2)).build(16)
     read = 9 * (3 * 4 + 7 * 4 + 11 * 64 + 64 * 32 + 64 + 32)
-    border = 9 * (4 + 4 + 64 + 32 + 1 + 1)
-    assert flops(model, 16, 10) == 2 * (read + border) * 16 * 10
+    assert flops(model, 16, 10) == 2 * read * 16 * 10

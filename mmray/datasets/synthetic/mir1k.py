@@ -46,6 +46,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mmray.datasets.synthetic import Progress, Summary
+from mmray.datasets.synthetic._instruments import SCALES, Instrument, add, pitches_from, play
 from mmray.files import write_text, written_whole
 
 SAMPLE_RATE_HZ = 16_000
@@ -82,8 +83,6 @@ BANDWIDTHS_HZ = np.array([80, 100, 140, 220, 300])
 GAINS = np.array([1.0, 0.5, 0.2, 0.12, 0.06])
 GLOTTIS_GAIN, GLOTTIS_HZ = 0.4, 300.0  # the lowest harmonics are strong whatever the vowel
 BAND_SHARES = {"pluck": 0.9, "pad": 0.75, "bass": 0.9, "lead": 0.6}  # of the songs have such an instrument
-NUM_HARMONICS = 16  # of an instrument's note
-SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 PROGRESSIONS = {  # degrees of the scale, from 0, a bar each
     "major": [(0, 4, 5, 3), (0, 5, 3, 4), (3, 4, 2, 5), (0, 3, 1, 4), (5, 3, 0, 4)],
     "minor": [(0, 5, 2, 6), (0, 3, 4, 0), (0, 6, 5, 4), (0, 5, 3, 4), (3, 4, 0, 5)],
@@ -143,21 +142,6 @@ class Singer:
     vibrato_semitones: float  # to either side
     vibrato_share: float  # of the long notes
     unvoiced_share: float  # of the syllables begin with an unvoiced consonant
-
-
-@dataclass(frozen=True)
-class Instrument:
-    """A pitched instrument of a song: its lowest note (semitones), and how a note of it sounds."""
-
-    lowest: int
-    gain: float
-    slope: float  # harmonic k has the amplitude k^-slope
-    even: float  # of the even harmonics against the odd ones
-    decay_per_s: float
-    attack_s: float
-    detuning: float = 0.0  # semitones; more than 0: two strings, one on either side
-    vibrato_semitones: float = 0.0
-    vibrato_hz: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -550,8 +534,8 @@ def accompany(song: Song, notes: Notes, first_beat: float, num_samples: int, ran
     for name, pitch, start_s, length_s, force in score:
         key = (name, pitch, round(length_s * SAMPLE_RATE_HZ))
         if key not in played:
-            played[key] = play(song.band[name], pitch, key[2])
-        _add(total, played[key], start_s, force)
+            played[key] = play(song.band[name], pitch, key[2], SAMPLE_RATE_HZ)
+        add(total, played[key], round(start_s * SAMPLE_RATE_HZ), force)
     if song.drums:
         _drum(song, total, first_beat, random)
     tail = random.standard_normal(SAMPLE_RATE_HZ // 4) * np.exp(
@@ -574,7 +558,7 @@ def _score(
     for bar in range(first_bar, last_bar + 1):
         chord = song.chords[bar % len(song.chords)]
         bar_s = (bar * song.beats_per_bar - first_beat) * song.beat_s
-        chords = {name: _from(instrument.lowest, chord) for name, instrument in song.band.items()}
+        chords = {name: pitches_from(instrument.lowest, chord) for name, instrument in song.band.items()}
         for eighth, tone in enumerate(song.pattern):
             at_s = bar_s + eighth * eighth_s
             force = random.uniform(0.7, 1.1) * (1.2 if eighth == 0 else 1.0)
@@ -582,7 +566,7 @@ def _score(
                 tones = chords["pluck"][:3] if song.strummed and eighth % 2 == 0 else [chords["pluck"][tone]]
                 score += [("pluck", pitch, at_s + 0.012 * i, 1.2, force) for i, pitch in enumerate(tones)]
             if "bass" in song.band and (eighth % 4 == 0 or (tone == 0 and eighth % 2 == 0)):
-                root = _from(song.band["bass"].lowest, chord[:1])[0]
+                root = pitches_from(song.band["bass"].lowest, chord[:1])[0]
                 score.append(("bass", root + (7 if eighth and tone == 2 else 0), at_s, 2 * eighth_s, force))
         if "pad" in song.band:
             score += [("pad", pitch, bar_s, song.beats_per_bar * song.beat_s, 1.0) for pitch in chords["pad"][:3]]
@@ -594,53 +578,10 @@ def _score(
                 sung = bool(((notes.start_s < at_s + eighth_s) & (notes.end_s > at_s)).any())
                 if random.random() < (0.35 if sung else 0.9):
                     choices = chord if random.random() < 0.6 else song.pitch_classes
-                    pitch = int(random.choice(_from(song.band["lead"].lowest, choices)))
+                    pitch = int(random.choice(pitches_from(song.band["lead"].lowest, choices)))
                     score.append(("lead", pitch, at_s, length * eighth_s, random.uniform(0.7, 1.2)))
                 eighth += length
     return score
-
-
-def _from(lowest: int, pitch_classes: tuple[int, ...]) -> list[int]:
-    """The pitches of these classes from `lowest` on, ascending, one of each and the first again an octave higher."""
-    pitches = sorted(lowest + (pitch_class - lowest) % 12 for pitch_class in pitch_classes)
-    return [*pitches, pitches[0] + 12]
-
-
-def play(instrument: Instrument, pitch: int, num_samples: int) -> np.ndarray:
-    """One note of an instrument, with 50 ms of release after its length.
-
-    It is sum_k w_k r^k sin(k phi) e^(-0.7 d t), d the decay per second and r = e^(-0.3 d t), so that high harmonics
-    fade faster; Clenshaw's recurrence sums the series with one sine and one cosine.
-    """
-    t = np.arange(num_samples + SAMPLE_RATE_HZ // 20) / SAMPLE_RATE_HZ
-    f0_hz = 440.0 * 2 ** ((pitch - 69) / 12)
-    num_harmonics = min(NUM_HARMONICS, int(0.47 * SAMPLE_RATE_HZ / f0_hz))
-    weights = np.arange(1.0, num_harmonics + 1) ** -instrument.slope
-    weights[1::2] *= instrument.even
-    swell = np.clip((t - 0.2) / 0.3, 0, 1)
-    bend = instrument.vibrato_semitones * np.log(2) / 12 * swell * np.sin(2 * np.pi * instrument.vibrato_hz * t)
-    fading = np.exp((-0.3 * instrument.decay_per_s * t).astype(np.float32))
-    edges = np.clip(t / instrument.attack_s, 0, 1) * np.clip((t[-1] - t) / 0.05, 0, 1)
-    envelope = instrument.gain * edges * np.exp(-0.7 * instrument.decay_per_s * t)
-    sound = np.zeros(len(t))
-    strings = (-instrument.detuning, instrument.detuning) if instrument.detuning else (0.0,)
-    for offset in strings:
-        cycles = np.cumsum((1 + bend) * f0_hz * 2 ** (offset / 12) / SAMPLE_RATE_HZ) % 1.0
-        phase = (2 * np.pi * cycles).astype(np.float32)
-        factor, factor_before = 2 * fading * np.cos(phase), fading * fading
-        now, before = np.zeros((2, len(t)), np.float32)
-        for weight in weights[::-1].tolist():
-            now, before = factor * now - factor_before * before + weight, now
-        sound += envelope * (now * fading * np.sin(phase))
-    return sound
-
-
-def _add(total: np.ndarray, sound: np.ndarray, start_s: float, force: float) -> None:
-    """Add `sound` to `total` in place from `start_s` on; what lies before or after `total` is lost."""
-    start = round(start_s * SAMPLE_RATE_HZ)
-    begin, end = max(start, 0), min(start + len(sound), len(total))
-    if begin < end:
-        total[begin:end] += force * sound[begin - start : end - start]
 
 
 def _drum(song: Song, total: np.ndarray, first_beat: float, random: np.random.Generator) -> None:
@@ -653,10 +594,11 @@ def _drum(song: Song, total: np.ndarray, first_beat: float, random: np.random.Ge
     eighth_s = song.beat_s / 2
     first = int(np.floor(2 * first_beat))
     for eighth in range(first, first + int(len(total) / SAMPLE_RATE_HZ / eighth_s) + 1):
-        at_s, force = (eighth / 2 - first_beat) * song.beat_s, song.drums * random.uniform(0.8, 1.1)
+        start = round((eighth / 2 - first_beat) * song.beat_s * SAMPLE_RATE_HZ)
+        force = song.drums * random.uniform(0.8, 1.1)
         place = eighth % (2 * song.beats_per_bar)
-        _add(total, hat, at_s, force)
+        add(total, hat, start, force)
         if place == 0 or (place == 4 and song.beats_per_bar == 4):
-            _add(total, kick, at_s, force)
+            add(total, kick, start, force)
         elif place % 4 == 2:
-            _add(total, snare, at_s, 0.6 * force)
+            add(total, snare, start, 0.6 * force)
