@@ -19,7 +19,7 @@ from mmray.on_ray import runtime
 from mmray.on_ray.prepare import prepare, prepare_for
 from mmray.predictions import PredictionsInfo
 from mmray.prepared import SplitReader
-from mmray.schema import SplitInfo, arrow_schema
+from mmray.schema import DatasetInfo, SplitInfo, arrow_schema
 from mmray.tasks import FileTask, Task, build, monitored
 from mmray.training import checkpoint, run_folder
 
@@ -47,7 +47,7 @@ def predict(
     if corpus is None:
         folder = prepare_for(run, run_dir, verbose)
     else:
-        run = _over(run, corpus)
+        run = _over(run, corpus, task.info)
         folder = prepare(run, verbose)
         if run.prepare.split.by == "none":
             split = "all"
@@ -146,7 +146,7 @@ def predict_stream(run_dir: Path, pcm: str, overrides: Sequence[str] = ()) -> No
     task.predict_stream(model, device, sys.stdin.buffer, pcm, sys.stdout)
 
 
-def _over(run: config.Run, corpus: str) -> config.Run:
+def _over(run: config.Run, corpus: str, trained_on: DatasetInfo) -> config.Run:
     """The run over another corpus, in the corpus's own splits, or, where it has none, all rows in one."""
     values = run.to_dict()
     name, equals, path = corpus.rpartition("=")
@@ -161,6 +161,8 @@ def _over(run: config.Run, corpus: str) -> config.Run:
         values["dataset"] = {"name": name, "path": path}
         if "cfp" in fields and hasattr(run.dataset, "cfp"):  # the model knows no other feature
             values["dataset"]["cfp"] = run.dataset.cfp.model_dump(mode="json")
+    if "classes" in fields:  # it may have some of them only, and the model knows them by number
+        values["dataset"] |= {"classes": trained_on.class_names, "split": {"by": "none"}, "augment": {}}
     other = config.from_dict(values)
     sources = lookup.load("dataset", other.dataset.name).sources(other.dataset)
     values["prepare"]["split"] = {"by": "corpus" if equals and all(s.split for s in sources) else "none"}

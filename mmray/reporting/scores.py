@@ -16,6 +16,8 @@ NUM_FREQUENT, NUM_BEST, NUM_WORST = 20, 10, 10
 LOWER_IS_BETTER = re.compile(r"loss|error|false_alarm|perplexity|(^|_)ece$")
 # Up to so many classes there is a table of all of them; more are ranked by frequency.
 MAX_CLASSES_IN_REPORT = 40
+# Stand in that table alone, where there is one: beside the first metrics they say little new.
+_IN_CLASS_REPORT = ("macro_precision", "macro_recall", "weighted_precision", "weighted_recall")
 
 
 def lower_is_better(metric: str) -> bool:
@@ -57,6 +59,7 @@ def headline(runs: Sequence[Run], name: str) -> Json | None:
         "run": best.label,
         "value": value,
         "interval": interval(evaluation, metric),
+        "interval_over": " over tracks" if evaluation.get("tracks") else "",
         "baseline": strongest,
         "baseline_value": baselines[strongest] if strongest is not None else None,
         "gain": sign * (value - baselines[strongest]) if strongest is not None else None,
@@ -155,6 +158,7 @@ def comparison(runs: Sequence[Run], name: str) -> Json:
             row["label"] += f" (data of {row['of']})"
     rows += baselines.values()
     shown = {metric for row in (*rows, *published.values()) for metric in row["values"] or ()}
+    shown -= _told_by_class(runs, name)
     metrics = [metric for metric in _metrics_in_order(runs) if metric in shown]
     best: dict[str, float] = {}
     if len({scored_rows(run, name) for run in runs if name in run.evaluations}) == 1:
@@ -165,6 +169,14 @@ def comparison(runs: Sequence[Run], name: str) -> Json:
                 best[metric] = min(finite) if lower_is_better(metric) else max(finite)
     rows += [row | {"label": ", ".join(row["label"])} for row in published.values()]
     return {"split": name, "metrics": metrics, "rows": rows, "best": best}
+
+
+def _told_by_class(runs: Sequence[Run], name: str) -> set[str]:
+    """The metrics that a `class_report` shows for every run of the evaluation, and nobody has published."""
+    evaluated = [run for run in runs if name in run.evaluations]
+    if not evaluated or not all(has_class_report(run, name) for run in evaluated):
+        return set()
+    return set(_IN_CLASS_REPORT) - {metric for run in runs for metric in run.published.get(name, {})}
 
 
 def _metrics_in_order(runs: Sequence[Run]) -> list[str]:
@@ -272,8 +284,9 @@ def class_report(runs: Sequence[Run], name: str) -> Json | None:
 
 
 def track_tables(runs: Sequence[Run], name: str) -> list[Json]:
-    """The tables of whole tracks: the worst first, then every one; a track is worse the less its label's probability.
+    """The tables of whole tracks: the worst first, then every one.
 
+    Tracks predicted wrong come first, and of those on either side the ones that gave their label least probability.
     One run shows its prediction, its probability and the label's. Several that were scored on the same tracks show
     their prediction and the label's probability each, and the order is the first run's. With few tracks there is the
     full table only.
@@ -297,15 +310,17 @@ def _tables_of_same_tracks(runs: Sequence[Run], name: str) -> list[Json]:
     def named(place: int, klass: int) -> str:
         return names[place].get(klass, f"class {klass}")
 
-    ranked = sorted(by_track[0], key=lambda group: (_or_zero(of_label(0, group)), group))
+    def is_right(place: int, group: str) -> bool:
+        return bool(by_track[place][group]["predicted"] == by_track[place][group]["label"])
+
+    ranked = sorted(by_track[0], key=lambda group: (is_right(0, group), _or_zero(of_label(0, group)), group))
     rows: list[tuple[Any, ...]] = []
     for group in ranked:
         first = by_track[0][group]
         cells: list[Any] = [group, named(0, first["label"])]
         for place in range(len(runs)):
-            predicted = by_track[place][group]["predicted"]
-            right = predicted == by_track[place][group]["label"]
-            cells += ["right" if right else f"✗ {named(place, predicted)}", of_label(place, group)]
+            predicted = named(place, by_track[place][group]["predicted"])
+            cells += ["right" if is_right(place, group) else f"✗ {predicted}", of_label(place, group)]
         rows.append((*cells, first["segments"]))
     several = len(runs) > 1
     columns = [_column("track", is_text=True), _column("label", is_text=True)]
@@ -315,7 +330,7 @@ def _tables_of_same_tracks(runs: Sequence[Run], name: str) -> list[Json]:
             _column("probability of the label", run.label if several else None),
         ]
     columns.append(_column("segments"))
-    num_right = sum(track["predicted"] == track["label"] for track in by_track[0].values())
+    num_right = sum(is_right(0, group) for group in ranked)
     by_whom = f" by {runs[0].label}" if several else ""
     title = f"{name}: {len(rows):,} tracks, {num_right:,} predicted right{by_whom}"
     full = {"title": title, "kind": "clips", "columns": columns, "rows": rows, "full": True}

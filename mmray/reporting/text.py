@@ -6,7 +6,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-DISPLAY_NAMES = {"gap": "GAP", "map": "mAP", "hit_at_1": "Hit@1", "perr": "PERR", "ap": "AP", "lr": "learning rate"}
+DISPLAY_NAMES = {
+    "gap": "GAP",
+    "map": "mAP",
+    "hit_at_1": "Hit@1",
+    "perr": "PERR",
+    "ap": "AP",
+    "lr": "learning rate",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "track_macro_f1": "track macro F1",
+    "ece": "ECE",
+}
 
 
 def display_name(metric: str) -> str:

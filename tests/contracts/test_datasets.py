@@ -58,7 +58,7 @@ CASES = {
 }  # fmt: skip
 
 # Nothing makes these corpora up; tests/datasets/ writes small ones by hand and holds the modules to the same.
-BY_HAND = {"adc2004", "ikala", "melody_folder", "mirdata", "mirex05", "union"}
+BY_HAND = {"adc2004", "audio_folder", "ikala", "melody_folder", "mirdata", "mirex05", "union"}
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,7 @@ def test_no_file_of_it_is_a_pickle(tmp_path: Path) -> None:
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, TrainState(step=1), *trained(width=4))
-    with pytest.raises(
-        ValueError, match=r"of another model:\n  weight: \(2, 4\) there, \(2, 5\) in this model"
-    ):
+    with pytest.raises(ValueError, match=r"of another model:\n  weight: \(2, 4\) there, \(2, 5\) in this model"):
         checkpoint.load_model(folder, torch.nn.Linear(5, 2))
     with pytest.raises(ValueError, match=r"bias: only there"):
         checkpoint.load_model(folder, torch.nn.Linear(4, 2, bias=False))

@@ -1,0 +1,662 @@
+"""Recordings with one class each, cut into segments: a folder with a folder per class, or a table of files.
+
+    music/Angry/one.flac                     dataset: {name: audio_folder, path: music}
+    music/Happy/two.mp3
+
+    music/labels.csv                         dataset: {name: audio_folder, path: music/labels.csv,
+    track,emotion,file                                 columns: {path: file, label: emotion, group: track}}
+    17,sad,audio/17.mp3
+
+One row is one segment of a recording, or an altered copy of one. Recordings may be hours long and files larger than
+memory: a task reads some ten minutes of one file, and seeks to them.
+
+Splits. `track`: no group (a recording, or what the table says belongs together) stands in two splits; each class is
+divided as nearly by the fractions of its playing time as whole groups allow, and only `augment_splits` get altered
+copies. `segment`: every row, copies included, is drawn into a split by itself, each class in the same shares. Pieces of
+one recording then stand in train and in test, even the same piece shifted in pitch, and scores flatter: it is here to
+reproduce publications that did so. `split_report` says how the division came out.
+
+Silence, clipping and samples beyond full scale are kept as they are. A file that can't be read, holds a number that is
+not finite, or is too short for one segment is rejected, as are the segments that damage within a file concerns.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, model_validator
+
+from mmray.config import Fraction, Section
+from mmray.datasets import Reject, Rejected, Source
+from mmray.features import audio, audio_augment, audio_features, segments
+from mmray.schema import Column, arrow_schema
+
+GROUP_KEY = "group"
+LABEL_KEY = "labels"
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+Samples = NDArray[np.float32]
+
+_SPAN_S = 600.0  # of a file that one source reads
+_MANIFESTS = (".csv", ".tsv", ".parquet")
+# Sound that libsndfile does not read: listed as rejected, not passed over.
+_UNREAD = (".m4a", ".mp4", ".aac", ".wma", ".ape", ".wv", ".mpc", ".amr", ".ra", ".webm", ".mka")
+
+
+class Columns(Section):
+    """Names of a table's columns."""
+
+    path: str = Field("path", description="the file, relative to the table's folder")
+    label: str = Field("label", description="the class; empty: unlabelled")
+    group: str | None = Field(None, description="what must not stand in two splits; default: each file by itself")
+
+
+class Augment(audio_augment.Settings):
+    """Altered copies of segments. Copy 1 is shifted in pitch and copy 2 stretched where both have choices, and so on
+    in turn. A stretched copy is longer or shorter than its original.
+    """
+
+    copies: NonNegativeInt = Field(0, description="altered copies of each segment beside the original")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _copies_differ(self) -> Self:
+        if self.copies and not (self.kinds or self.gain_db or self.noise_snr_db):
+            raise ValueError(
+                f"copies={self.copies}, but nothing to alter; give pitch_shift_semitones, time_stretch_rates, gain_db "
+                "or noise_snr_db"
+            )
+        return self
+
+
+class Split(Section):
+    """How rows are divided. `none` leaves it to `prepare.split`."""
+
+    by: Literal["track", "segment", "none"] = "track"
+    fractions: dict[SplitName, Fraction] = Field({"train": 0.7, "val": 0.15, "test": 0.15})
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fractions_sum_to_one(self) -> Self:
+        total = sum(self.fractions.values())
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"fractions sum to {total:g}, not 1")
+        return self
+
+    @property
+    def shares(self) -> dict[SplitName, float]:
+        """The splits that get something, in the order train, val, test."""
+        return {name: self.fractions[name] for name in SPLITS if self.fractions.get(name, 0) > 0}
+
+
+class Config(segments.Settings):
+    """Where the recordings are, how they are cut, altered and divided, and what is stored of them."""
+
+    name: Literal["audio_folder"] = "audio_folder"
+    path: str = Field(description="a folder with a folder per class, a table (.csv, .tsv, .parquet), or a sound file")
+    columns: Columns = Columns()
+    labels: Literal["required", "optional"] = Field(
+        "required", description="optional: files directly in the folder, and files without a class, are unlabelled"
+    )
+    classes: tuple[str, ...] | None = Field(None, description="all classes in order; default: those found, sorted")
+    mix: audio.Mix = Field("mean", description="how channels become one")
+    silent: Literal["keep", "reject"] = Field("keep", description="segments in which every sample is 0")
+    features: audio_features.Settings = audio_features.Settings()
+    store: Literal["features", "audio"] = Field("features", description="audio: 16-bit samples, for features later")
+    augment: Augment = Augment()
+    augment_splits: tuple[SplitName, ...] = Field(("train",), description="split.by track: who gets altered copies")
+    split: Split = Split()
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        if self.augment.copies and self.split.by == "none":
+            raise ValueError(f"augment.copies={self.augment.copies} needs split.by: track or segment, not none")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes={list(self.classes)}: a class stands twice; name each once")
+        return self
+
+    @property
+    def why_corpus_split(self) -> str | None:
+        """Why only the division that `split` says will do, where that is so."""
+        if self.augment.copies or self.split.by == "segment":
+            return f"dataset.split divides the rows (by: {self.split.by}) and says which are augmented"
+        return None
+
+
+@dataclass(frozen=True)
+class _Track:
+    """One file, as the corpus lists it."""
+
+    path: Path
+    id: str
+    group: str
+    label: str | None
+    where: str  # what lists it, for errors
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """One file with its length, in samples at the rate it is read at and in segments; or why it gives no row."""
+
+    track: _Track
+    num_samples: int = 0
+    num_segments: int = 0
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One segment (copy 0) of the recording with this number, or an altered copy."""
+
+    recording: int
+    index: int
+    copy: int
+
+
+def columns(config: Config) -> list[Column]:
+    """Name, group, start, class, and the features (T, D) of the sound, or the sound itself, (n, 1)."""
+    rate, size = config.features.sample_rate_hz, config.features.size
+    stored = Column(name="features", dtype="float32", shape=(None, size))
+    if config.store == "audio":
+        stored = Column(name="audio", dtype="int16", shape=(None, 1), unit=f"1/32768 of full scale at {rate} Hz")
+    return [
+        Column(name="id", dtype="string"),
+        Column(name=GROUP_KEY, dtype="string"),
+        Column(name="start_s", dtype="float64", unit="s"),
+        Column(name=LABEL_KEY, dtype="int32", shape=(None,)),
+        stored,
+    ]
+
+
+def class_names(config: Config) -> list[str]:
+    """`classes`, or the classes of the corpus, sorted."""
+    return _class_names(config, _tracks(config))
+
+
+def sources(config: Config) -> list[Source]:
+    """Some ten minutes of one file each, and of one split, in the order of splits and paths.
+
+    A source's size is that of the sound it reads, in memory, times its copies. ValueError where there is no recording,
+    where a file or its class is missing or stands twice, and where a class can't be divided.
+    """
+    return _sources(config, _SPAN_S)
+
+
+def _sources(config: Config, span_s: float) -> list[Source]:
+    recordings = _recordings(config)
+    labels = {name: number for number, name in enumerate(_class_names(config, [r.track for r in recordings]))}
+    pieces: dict[tuple[int, str, int], list[_Row]] = defaultdict(list)
+    rows, splits = _divided(config, recordings)
+    order = {name: place for place, name in enumerate(SPLITS)}
+    for row, split in zip(rows, splits, strict=True):
+        at_s = segments.start_s(config, config.features.sample_rate_hz, row.index)
+        pieces[order[split] if split else 0, str(recordings[row.recording].track.path), int(at_s // span_s)].append(row)
+    found = []
+    for (place, path, _), members in sorted(pieces.items(), key=lambda piece: piece[0]):
+        recording = recordings[members[0].recording]
+        sizes = (_span(config, recording, row.index) for row in members)
+        num_bytes = 4 * sum(stop - start for start, stop in sizes)
+        note = _note(recording, labels, members)
+        found.append(Source(path, SPLITS[place] if config.split.by != "none" else None, num_bytes, note=note))
+    unusable = [r for r in recordings if r.why_not]
+    split = next(iter(config.split.shares)) if config.split.by != "none" else None
+    found += [
+        Source(str(r.track.path), split, r.track.path.stat().st_size, note=_note(r, labels, [])) for r in unusable
+    ]
+    return found
+
+
+def _note(recording: _Recording, labels: Mapping[str, int], rows: Sequence[_Row]) -> str:
+    track = recording.track
+    return json.dumps(
+        {
+            "id": track.id,
+            "group": track.group,
+            "class": track.label,
+            "label": labels[track.label] if track.label is not None else None,
+            "num_samples": recording.num_samples,
+            "rows": sorted((row.index, row.copy) for row in rows),
+            "why_not": recording.why_not,
+        },
+        separators=(",", ":"),
+    )
+
+
+def split_report(config: Config) -> str:
+    """How the division came out: each class's shares of playing time, wanted and got, and whether it leaks."""
+    recordings = _recordings(config)
+    rows, splits = _divided(config, recordings)
+    if config.split.by == "none":
+        return "split by none: prepare.split divides the rows"
+    shares = config.split.shares
+    wanted = " / ".join(f"{100 * share:.1f}" for share in shares.values())
+    lines = [f"split by {config.split.by} (seed {config.split.seed}), {' / '.join(shares)}: wanted {wanted} %"]
+    by_split: dict[SplitName, set[str]] = {name: set() for name in shares}
+    counts: dict[str, dict[SplitName, float]] = defaultdict(lambda: dict.fromkeys(shares, 0.0))
+    groups: dict[str, dict[SplitName, set[str]]] = defaultdict(lambda: {name: set() for name in shares})
+    for row, split in zip(rows, splits, strict=True):
+        assert split is not None  # `by` is not none
+        track = recordings[row.recording].track
+        by_split[split].add(track.group)
+        if row.copy == 0 or config.split.by == "segment":
+            start, stop = _span(config, recordings[row.recording], row.index)
+            label = track.label if track.label is not None else "(unlabelled)"
+            counts[label][split] += stop - start
+            groups[label][split].add(track.group)
+    for label in sorted(counts):
+        total = sum(counts[label].values())
+        got = [counts[label][name] / total for name in shares]
+        miss = max(abs(g - w) for g, w in zip(got, shares.values(), strict=True))
+        numbers = " / ".join(str(len(groups[label][name])) for name in shares)
+        lines.append(
+            f"  {label}: {' / '.join(f'{100 * g:.1f}' for g in got)} %, off by {100 * miss:.1f} points; "
+            f"{numbers} groups"
+        )
+    if config.split.by == "segment":
+        seen = by_split.get("train", set())
+        test = [recordings[r.recording].track.group for r, s in zip(rows, splits, strict=True) if s == "test"]
+        if test:
+            shared = sum(group in seen for group in test)
+            lines.append(
+                f"  this split leaks: {shared:,} of {len(test):,} test rows come from a group that train has, too; "
+                "scores flatter (split.by: track does not leak)"
+            )
+    return "\n".join(lines)
+
+
+def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBatch]:
+    """The rows of one source, one a batch: of each segment the original, then its copies."""
+    note: dict[str, Any] = json.loads(source.note)
+    if note["why_not"]:
+        reject(Rejected(source.path, note["why_not"]))
+    copies: dict[int, list[int]] = defaultdict(list)
+    for index, copy in note["rows"]:
+        copies[index].append(copy)
+    rate = config.features.sample_rate_hz
+    pieces = segments.read(source.path, config, rate, note["num_samples"], copies, config.mix)
+    for (index, numbers), piece in zip(copies.items(), pieces, strict=True):
+        at_s = segments.start_s(config, rate, index)
+        id = f"{note['id']}@{_seconds(at_s)}"
+        for copy in numbers:
+            try:
+                if isinstance(piece, ValueError):
+                    raise piece
+                if config.silent == "reject" and not piece.any():
+                    raise ValueError("silent: every sample is 0; set dataset.silent: keep to have it as a row")
+                stored = _stored(config, _altered(config, piece, id, copy))
+            except ValueError as error:
+                # Every row that was planned is a row or is listed here, so that the sum is known.
+                reason = str(error).removeprefix(source.path).lstrip(":, ")
+                reject(Rejected(source.path, f"{reason} (segment at {_seconds(at_s)} s)", record=index))
+                continue
+            labels = [] if note["label"] is None else [note["label"]]
+            values = [id + (f"~{copy}" if copy else ""), note["group"], at_s, labels, stored.tobytes()]
+            schema = arrow_schema(columns(config))
+            arrays = [pa.array([value], field.type) for value, field in zip(values, schema, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _altered(config: Config, samples: Samples, id: str, copy: int) -> Samples:
+    """Copy 0 is the original."""
+    if copy == 0:
+        return samples
+    augment = config.augment
+    kind = augment.kinds[(copy - 1) % len(augment.kinds)] if augment.kinds else None
+    rng = audio_augment.rng_of(augment.seed, id, copy)
+    return audio_augment.augment(samples, config.features.sample_rate_hz, augment, rng, kind)
+
+
+def _stored(config: Config, samples: Samples) -> NDArray[np.float32] | NDArray[np.int16]:
+    """What a row holds of its sound (n,). As 16-bit integers, sound beyond full scale is clipped."""
+    if config.store == "audio":
+        integers: NDArray[np.int16] = np.clip(np.rint(samples * np.float32(32768)), -32768, 32767).astype(np.int16)
+        return integers
+    features: NDArray[np.float32] = _extractor(config.features)(samples)
+    return features
+
+
+@lru_cache(maxsize=4)
+def _extractor(settings: audio_features.Settings) -> audio_features.Extractor:
+    return audio_features.Extractor(settings)  # holds tables: made once a process
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+# ---- What there is
+
+
+def _tracks(config: Config) -> list[_Track]:
+    """Every file of the corpus, sorted by path; ValueError where one is missing, stands twice or has no class."""
+    path = Path(config.path)
+    if path.is_dir():
+        found = _in_folders(config, path)
+    elif not path.is_file():
+        raise ValueError(
+            f"dataset.path={config.path!r} does not exist; give a folder with a folder per class, or a table"
+        )
+    elif path.suffix.lower() in _MANIFESTS:
+        found = _in_manifest(config, path)
+    else:
+        found = [_Track(path, path.stem, path.stem, None, str(path))]
+    if not found:
+        raise ValueError(
+            f"dataset.path={config.path!r}: no sound file there; give a folder with a folder per class that hold files "
+            f"ending in {', '.join(audio.SUFFIXES)}"
+        )
+    found.sort(key=lambda track: str(track.path))
+    _check_names(found)
+    unlabelled = [track for track in found if track.label is None]
+    if unlabelled and config.labels == "required":
+        raise ValueError(
+            f"{len(unlabelled):,} of {len(found):,} files have no class; the first is {unlabelled[0].path} "
+            f"({unlabelled[0].where}); put it into a class's folder or give its class, or set dataset.labels: optional"
+        )
+    return found
+
+
+def _in_folders(config: Config, root: Path) -> list[_Track]:
+    found = []
+    for folder, below, files in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if name[0] != "."]
+        for name in files:
+            path = Path(folder, name)
+            if name[0] == "." or path.suffix.lower() not in audio.SUFFIXES + _UNREAD:
+                continue
+            if not path.is_file():
+                raise ValueError(f"{path} is a link to nothing; bring the file, or remove the link")
+            place = path.relative_to(root)
+            id = place.with_suffix("").as_posix()
+            label = place.parts[0] if len(place.parts) > 1 else None
+            found.append(_Track(path, id, id, label, f"folder {label or root}"))
+    labels = {track.label for track in found}
+    empty = sorted(f.name for f in root.iterdir() if f.is_dir() and f.name[0] != "." and f.name not in labels)
+    if found and empty:
+        raise ValueError(
+            f"dataset.path={config.path!r}: no sound file in {', '.join(empty)}; every folder there is a class: fill "
+            "or remove it"
+        )
+    return found
+
+
+def _in_manifest(config: Config, manifest: Path) -> list[_Track]:
+    wanted = config.columns
+    names, rows = _table(manifest)
+    needed = [("path", wanted.path), *([("group", wanted.group)] if wanted.group else [])]
+    if config.labels == "required" or wanted.label in names:
+        needed.append(("label", wanted.label))
+    for key, name in needed:
+        if name not in names:
+            raise ValueError(
+                f"{manifest}: no column {name!r}, which dataset.columns.{key} names; it has {', '.join(names)}; "
+                f"set dataset.columns: {{{key}: ...}}"
+            )
+    found, missing = [], []
+    for number, row in enumerate(rows, 2 if manifest.suffix.lower() != ".parquet" else 0):
+        where = f"{manifest}, {'row' if manifest.suffix.lower() == '.parquet' else 'line'} {number}"
+        name = row[wanted.path]
+        if not name:
+            raise ValueError(f"{where}: column {wanted.path!r} is empty; name a file or remove the line")
+        path = manifest.parent / name
+        if not path.is_file():
+            missing.append(f"{where}: {path}")
+        id = Path(name).with_suffix("").as_posix()
+        group = row[wanted.group] if wanted.group else id
+        if not group:
+            raise ValueError(f"{where}: column {wanted.group!r} is empty; say what {name} belongs to")
+        found.append(_Track(path, id, group, row.get(wanted.label) or None, where))
+    if missing:
+        raise ValueError(
+            f"{len(missing):,} of {len(found):,} files of {manifest} are missing; the first is {missing[0]}; "
+            "paths are relative to the table's folder: bring the files, or remove their lines"
+        )
+    return found
+
+
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Column names and rows of a table, all values as text without blanks around, "" for none."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.read_table(path)
+            values = {name: [_text(v) for v in table.column(name).to_pylist()] for name in table.column_names}
+            return table.column_names, [
+                dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)
+            ]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            names = [_text(name) for name in next(reader, [])]
+            rows = []
+            for row in reader:
+                if row and len(row) != len(names):
+                    raise ValueError(f"line {reader.line_num}: {len(row)} values for {len(names)} columns")
+                if row:
+                    rows.append(dict(zip(names, map(_text, row), strict=True)))
+            return names, rows
+    except (csv.Error, UnicodeDecodeError, pa.ArrowException, ValueError) as error:
+        raise ValueError(f"{path}: not a table that can be read: {error}") from None
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _check_names(tracks: Sequence[_Track]) -> None:
+    names: dict[str, _Track] = {}
+    for track in tracks:
+        if (other := names.setdefault(track.id, track)) is not track:
+            raise ValueError(
+                f"{track.path} ({track.where}) and {other.path} ({other.where}) have one name, {track.id!r}; "
+                "rename or remove one of them"
+            )
+
+
+def _check_contents(tracks: Sequence[_Track]) -> None:
+    """ValueError where two files are the same recording: they might stand in two classes or splits."""
+    for same in _same_content(tracks):
+        first, second = same[:2]
+        if labels := sorted({str(track.label) for track in same[1:]} - {str(first.label)}):
+            second = next(track for track in same if str(track.label) == labels[0])
+            raise ValueError(
+                f"{first.path} ({first.label}) and {second.path} ({second.label}) are the same recording under two "
+                "classes; remove it from the wrong one, or both"
+            )
+        raise ValueError(
+            f"{first.path} and {second.path} are the same recording, which would count twice and might stand in two "
+            "splits; remove one of them"
+        )
+
+
+def _same_content(tracks: Iterable[_Track]) -> Iterator[list[_Track]]:
+    """Files that are equal byte by byte. Most are told apart by size, nearly all others by a piece of their middle."""
+    alike: list[list[_Track]] = [list(tracks)]
+    for key in (lambda p: p.stat().st_size, _digest_of_middle, _digest):
+        found = []
+        for group in alike:
+            by_key: dict[object, list[_Track]] = defaultdict(list)
+            for track in group:
+                by_key[key(track.path)].append(track)
+            found += [same for same in by_key.values() if len(same) > 1]
+        alike = found
+    yield from alike
+
+
+def _digest_of_middle(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(path.stat().st_size // 2)
+        return hashlib.blake2b(file.read(1 << 12)).digest()
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
+def _class_names(config: Config, tracks: Sequence[_Track]) -> list[str]:
+    found = sorted({track.label for track in tracks if track.label is not None})
+    if config.classes is None:
+        return found
+    if unknown := sorted(set(found) - set(config.classes)):
+        first = next(track for track in tracks if track.label == unknown[0])
+        raise ValueError(
+            f"{first.path} ({first.where}) is of class {unknown[0]!r}, which is not among "
+            f"dataset.classes={list(config.classes)}; add it there, or remove the file"
+        )
+    return list(config.classes)
+
+
+def _recordings(config: Config) -> list[_Recording]:
+    tracks = _tracks(config)
+    _check_contents(tracks)
+    return [_recording(config, track) for track in tracks]
+
+
+def _recording(config: Config, track: _Track) -> _Recording:
+    rate = config.features.sample_rate_hz
+    try:
+        status = os.stat(track.path)
+        length = _length(str(track.path), status.st_size, status.st_mtime_ns)
+    except ValueError as error:
+        return _Recording(track, why_not=str(error).removeprefix(str(track.path)).lstrip(":, "))
+    num_samples = segments.num_samples_at(length, rate)
+    if number := segments.num_segments(config, rate, num_samples):
+        return _Recording(track, num_samples, number)
+    least_s = config.segment_s if config.tail == "drop" else config.min_tail_s
+    return _Recording(track, why_not=f"too short: {length.seconds:.2f} s give no segment of at least {least_s:g} s")
+
+
+@lru_cache(maxsize=1 << 16)
+def _length(path: str, num_bytes: int, mtime_ns: int) -> audio.Length:
+    """The length of a file as long as it is the same file: a corpus is listed several times in a run."""
+    return audio.length(path)
+
+
+def _span(config: Config, recording: _Recording, index: int) -> tuple[int, int]:
+    return segments.span(config, config.features.sample_rate_hz, recording.num_samples, index)
+
+
+# ---- Which split
+
+
+def _divided(config: Config, recordings: Sequence[_Recording]) -> tuple[list[_Row], list[SplitName | None]]:
+    """Every row of the corpus and its split, None for all of them where there is none. ValueError: see `sources`."""
+    shares, copies = config.split.shares, config.augment.copies
+    everything = [(number, index) for number, r in enumerate(recordings) for index in range(r.num_segments)]
+    if config.split.by == "none":
+        return [_Row(number, index, 0) for number, index in everything], [None] * len(everything)
+    if config.split.by == "segment":
+        rows = [_Row(number, index, copy) for number, index in everything for copy in range(copies + 1)]
+        labels = [recordings[row.recording].track.label for row in rows]
+        return rows, list(split_rows(labels, shares, config.split.seed))
+    seconds: dict[str, dict[str | None, float]] = defaultdict(lambda: defaultdict(float))
+    for recording in recordings:
+        if recording.num_segments:
+            track = recording.track
+            seconds[track.group][track.label] += recording.num_samples / config.features.sample_rate_hz
+    try:
+        by_group = split_groups(seconds, shares, config.split.seed)
+    except ValueError as error:
+        raise ValueError(f"dataset.path={config.path!r}: {error}") from None
+    rows = []
+    splits: list[SplitName | None] = []
+    for number, index in everything:
+        split = by_group[recordings[number].track.group]
+        numbers = range(copies + 1) if split in config.augment_splits else range(1)
+        rows += [_Row(number, index, copy) for copy in numbers]
+        splits += [split for _ in numbers]
+    return rows, splits
+
+
+def split_rows(labels: Sequence[str | None], shares: Mapping[SplitName, float], seed: int) -> list[SplitName]:
+    """A split for every row, at random but in exact shares, in all and (to a row or two) within each class.
+
+    The number of rows of a split is its share, rounded by largest remainders. The rows, sorted by class and shuffled
+    within, are dealt out in a sequence that has the splits evenly mixed, so that any stretch of it has its share.
+    """
+    exact = np.array(list(shares.values())) * len(labels)
+    sizes = np.floor(exact + 1e-9).astype(int)
+    by_remainder = np.argsort(sizes - exact, kind="stable")
+    sizes[by_remainder[: len(labels) - sizes.sum()]] += 1
+    places = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes if size] or [np.empty(0)])
+    dealt = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(places, kind="stable")]
+    classes = np.array([label or "" for label in labels], dtype=object)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    order = shuffled[np.argsort(classes[shuffled], kind="stable")]
+    found = np.empty(len(labels), int)
+    found[order] = dealt
+    names = list(shares)
+    return [names[number] for number in found]
+
+
+def split_groups(
+    seconds: Mapping[str, Mapping[str | None, float]], shares: Mapping[SplitName, float], seed: int
+) -> dict[str, SplitName]:
+    """A split for every group, given the playing time of each of its classes; None is no class.
+
+    Groups in random order go where most is missing of their classes and of the whole, and every class gets into every
+    split; of some hundred such divisions the one that meets the shares best is taken. ValueError where a class has
+    fewer groups than there are splits.
+    """
+    names, groups = list(shares), sorted(seconds)
+    classes = sorted({name for of_group in seconds.values() for name in of_group if name is not None})
+    for name in classes:
+        holding = [group for group in groups if name in seconds[group]]
+        if len(holding) < len(names):
+            raise ValueError(
+                f"class {name!r} has {len(holding)} group{'s' * (len(holding) != 1)} ({', '.join(holding)}), too few "
+                f"for one in each of {', '.join(names)}; bring more recordings of it, set dataset.split.fractions for "
+                f"fewer splits, or dataset.split.by: segment, which leaks"
+            )
+    times = np.array([[seconds[group].get(name, 0.0) for name in [*classes, None]] for group in groups])
+    has = times[:, : len(classes)] > 0
+    times = np.column_stack([times, times.sum(axis=1)])  # the whole is to meet the shares, too
+    times /= np.maximum(times.sum(axis=0), 1e-12)
+    wanted = np.array(list(shares.values()))[:, None]
+    rng = np.random.default_rng(seed)
+    best: tuple[float, NDArray[np.int64]] | None = None
+    for _ in range(max(1, min(100, 20_000 // max(1, len(groups))))):
+        placed, got, present = _dealt(times, has, wanted, rng.permutation(len(groups)))
+        badness = float(((got - wanted) ** 2).sum()) + 1000 * int((present == 0).sum())
+        if best is None or badness < best[0]:
+            best = badness, placed
+    if best is None or best[0] >= 1000:
+        raise ValueError(
+            "groups of several classes allow no division with every class in every split; bring more recordings, or "
+            "set dataset.split.by: segment, which leaks"
+        )
+    return {group: names[number] for group, number in zip(groups, best[1], strict=True)}
+
+
+def _dealt(
+    times: NDArray[np.float64], has: NDArray[np.bool_], wanted: NDArray[np.float64], order: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """One division of groups, in this order: the split of each, what each split got of each class, its groups."""
+    placed = np.zeros(len(times), np.int64)
+    got = np.zeros((len(wanted), times.shape[1]))
+    present = np.zeros((len(wanted), has.shape[1]), np.int64)
+    left = has.sum(axis=0)
+    for group in order:
+        # A class with only as many groups left as splits are without it must go to one of these.
+        urgent = has[group] & (left == (present == 0).sum(axis=0))
+        allowed = (present[:, urgent] == 0).any(axis=1) if urgent.any() else np.ones(len(wanted), bool)
+        excess = (got - wanted) @ times[group]
+        split = int(np.argmin(np.where(allowed, excess, np.inf)))
+        placed[group] = split
+        got[split] += times[group]
+        present[split] += has[group]
+        left = left - has[group]
+    return placed, got, present
