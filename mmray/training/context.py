@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,12 @@ class Context:
         values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
         dist.gather_object(value, values)
         return values or []
+
+    def equalise(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors of this rank with those of rank 0."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

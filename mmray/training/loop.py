@@ -161,6 +161,7 @@ class _Epoch:
     def validate(self, val_tables: ValTables) -> dict[str, float]:
         """Metrics over every validation row, on every rank."""
         self.step_loss.eval()
+        self.context.equalise(self.model.buffers())  # running statistics; a checkpoint has those of rank 0
         metrics, loss, rows = self.task.new_metrics(), 0.0, 0
         # In full precision, as predictions are made: bfloat16 would round neighbouring scores to the same value.
         with torch.inference_mode():
