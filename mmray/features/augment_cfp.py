@@ -34,9 +34,10 @@ class Settings(Section):
 def augment(x: Tensor, target_rows: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
     """Altered maps, their target rows, and which frames may count in the loss: `(x, target_rows, counted)`.
 
-    x: (B, 3, F, T), floating, scaled to [0, 1]. target_rows: (B, T), int64, 0 = no melody, r = the pitch of row r - 1
-    of the map. counted: (B, T), bool: false where a shift moved the pitch off the map; its target row is then 0. Masked
-    frames count: their pitch is to be told from those around. What is altered is a copy.
+    x: (B, 3, F, T), floating, scaled to [0, 1]. target_rows: (B, T), int64, 0 = no melody, r = 1 ... F the pitch
+    `cfp.Settings.pitches_hz()[r - 1]`. counted: (B, T), bool: false where a shift moved the pitch beyond the first or
+    last of these; its target row is then 0. Masked frames count: their pitch is to be told from those around. What is
+    altered is a copy.
     Random numbers come from torch's global generator on the CPU, so a seed gives the same ones on every device.
     ValueError if the shapes don't fit.
     """

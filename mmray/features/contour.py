@@ -1,7 +1,8 @@
 """Pitch contours: labels on a model's frame grid and rows, and what a model says of each frame back to pitches in Hz.
 
 A contour is a pitch in Hz per frame, 0 where there is no melody. A model's posteriors have shape (T, F + 1): of each
-frame the probabilities of "no melody", row 0, and of F pitches, row r that of centre frequency r - 1.
+frame the probabilities of "no melody", row 0, and of F pitches, row r that of `pitches_hz[r - 1]`. These are what
+`cfp.Settings.pitches_hz` gives, which are not the frequencies of the feature's rows, but each one row above.
 
 Three ways from posteriors to a contour:
 
@@ -103,21 +104,21 @@ def to_grid(times_s: ArrayLike, f0_hz: ArrayLike, grid_s: ArrayLike) -> Floats:
     return pitch * voiced
 
 
-def nearest_bins(f0_hz: ArrayLike, frequencies_hz: ArrayLike) -> NDArray[np.int64]:
-    """Target rows of pitches in Hz, (T,): 0 for 0 or less, no melody; else 1 + index of the centre nearest in cents.
+def nearest_bins(f0_hz: ArrayLike, pitches_hz: ArrayLike) -> NDArray[np.int64]:
+    """Target rows of a contour in Hz, (T,): 0 for 0 or less, no melody; else 1 + index of the pitch nearest in cents.
 
-    A pitch beyond the centres takes the first or last of them: somebody sings, and no row comes nearer.
-    `frequencies_hz`: (F,), rising, above 0; ValueError otherwise.
+    Beyond `pitches_hz` the first or last of them is taken: somebody sings, and no row comes nearer.
+    `pitches_hz`: (F,), rising, above 0; ValueError otherwise.
     """
-    f0, centres = np.asarray(f0_hz, np.float64), _centres(frequencies_hz)
-    edges = np.sqrt(centres[:-1] * centres[1:])  # half way in cents
+    f0, pitches = np.asarray(f0_hz, np.float64), _pitches(pitches_hz)
+    edges = np.sqrt(pitches[:-1] * pitches[1:])  # half way in cents
     return np.where(f0 > 0, 1 + np.searchsorted(edges, f0), 0).astype(np.int64)
 
 
-def decode_argmax(posteriors: ArrayLike, frequencies_hz: ArrayLike) -> Contour:
+def decode_argmax(posteriors: ArrayLike, pitches_hz: ArrayLike) -> Contour:
     """The contour of the most probable row of each frame of posteriors (T, F + 1); row 0 is unvoiced."""
-    p, centres = _checked(posteriors, frequencies_hz)
-    return _contour(p, centres, p.argmax(axis=1))
+    p, pitches = _checked(posteriors, pitches_hz)
+    return _contour(p, pitches, p.argmax(axis=1))
 
 
 def voicing_scores(posteriors: ArrayLike) -> Floats:
@@ -133,16 +134,16 @@ def voicing_scores(posteriors: ArrayLike) -> Floats:
     return scores
 
 
-def decode_threshold(posteriors: ArrayLike, frequencies_hz: ArrayLike, threshold: float) -> Contour:
+def decode_threshold(posteriors: ArrayLike, pitches_hz: ArrayLike, threshold: float) -> Contour:
     """The contour of the best pitch of each frame of posteriors (T, F + 1), voiced where `voicing_scores` > threshold.
 
     0.5 gives `decode_argmax`; `fit_threshold` finds the best one.
     """
-    p, centres = _checked(posteriors, frequencies_hz)
-    return _contour(p, centres, np.where(voicing_scores(p) > threshold, 1 + p[:, 1:].argmax(axis=1), 0))
+    p, pitches = _checked(posteriors, pitches_hz)
+    return _contour(p, pitches, np.where(voicing_scores(p) > threshold, 1 + p[:, 1:].argmax(axis=1), 0))
 
 
-def fit_threshold(clips: Iterable[tuple[ArrayLike, ArrayLike]], frequencies_hz: ArrayLike) -> float:
+def fit_threshold(clips: Iterable[tuple[ArrayLike, ArrayLike]], pitches_hz: ArrayLike) -> float:
     """The `threshold` of `decode_threshold`, 0 to 1, with the highest overall accuracy: its mean over labelled clips.
 
     Each clip: posteriors (T, F + 1) and its label on the same frames, Hz (T,), 0 or less unvoiced. Exact: every
@@ -151,14 +152,14 @@ def fit_threshold(clips: Iterable[tuple[ArrayLike, ArrayLike]], frequencies_hz: 
     """
     all_scores, all_gains = [], []
     for posteriors, f0_hz in clips:
-        p, centres = _checked(posteriors, frequencies_hz)
+        p, pitches = _checked(posteriors, pitches_hz)
         f0 = np.asarray(f0_hz, np.float64)
         if f0.shape != (len(p),):
             raise ValueError(f"the label has shape {f0.shape} and posteriors {p.shape}; expected ({len(p)},)")
         if len(p) == 0:
             continue
         voiced = f0 > 0
-        cents = np.abs(1200 * np.log2(np.where(voiced, f0, 1.0) / centres[p[:, 1:].argmax(axis=1)]))
+        cents = np.abs(1200 * np.log2(np.where(voiced, f0, 1.0) / pitches[p[:, 1:].argmax(axis=1)]))
         # What calling the frame voiced adds to the clip's accuracy: the pitch is right, or silence was.
         gain = np.where(voiced, cents < 50, -1.0) / len(p)
         all_scores.append(voicing_scores(p))
@@ -175,7 +176,7 @@ def fit_threshold(clips: Iterable[tuple[ArrayLike, ArrayLike]], frequencies_hz: 
 
 def decode_viterbi(
     posteriors: ArrayLike,
-    frequencies_hz: ArrayLike,
+    pitches_hz: ArrayLike,
     semitone_cost: float = 2.0,
     leap_cost: float = 16.0,
     switch_cost: float = 16.0,
@@ -188,40 +189,40 @@ def decode_viterbi(
     DenseASPP; the less sure a model is, the smaller they should be.
     Exact, in time T * F whatever the costs: a cost by distance is carried from row to row, up and then down.
     """
-    p, centres = _checked(posteriors, frequencies_hz)
+    p, pitches = _checked(posteriors, pitches_hz)
     costs = {"semitone_cost": semitone_cost, "leap_cost": leap_cost, "switch_cost": switch_cost}
     for name, cost in costs.items():
         if not cost >= 0:
             raise ValueError(f"{name}={cost}; expected 0 or more")
     if len(p) == 0:
-        return _contour(p, centres, np.zeros(0, np.int64))
+        return _contour(p, pitches, np.zeros(0, np.int64))
     log_p = np.log(np.maximum(p, np.finfo(np.float32).tiny, dtype=np.float32))
     # Minus infinity less itself would be NaN; a finite cost beyond any sum of log posteriors forbids as well.
     prohibitive = 100.0 * (len(p) + 1)
-    steps = np.minimum(12 * np.diff(np.log2(centres)) * min(semitone_cost, prohibitive), prohibitive)
-    return _contour(p, centres, _best_path(log_p, steps, min(leap_cost, prohibitive), min(switch_cost, prohibitive)))
+    steps = np.minimum(12 * np.diff(np.log2(pitches)) * min(semitone_cost, prohibitive), prohibitive)
+    return _contour(p, pitches, _best_path(log_p, steps, min(leap_cost, prohibitive), min(switch_cost, prohibitive)))
 
 
-def _contour(p: NDArray[np.floating], centres: Floats, rows: NDArray[np.integer]) -> Contour:
-    return Contour(np.append(0.0, centres)[rows], (1 - p[:, 0]).astype(np.float32))
+def _contour(p: NDArray[np.floating], pitches: Floats, rows: NDArray[np.integer]) -> Contour:
+    return Contour(np.append(0.0, pitches)[rows], (1 - p[:, 0]).astype(np.float32))
 
 
-def _centres(frequencies_hz: ArrayLike) -> Floats:
-    centres = np.asarray(frequencies_hz, np.float64)
-    if centres.ndim != 1 or len(centres) == 0 or not centres[0] > 0 or not (np.diff(centres) > 0).all():
-        raise ValueError(f"frequencies_hz is {centres}; expected (F,) centre frequencies above 0 that rise")
-    return centres
+def _pitches(pitches_hz: ArrayLike) -> Floats:
+    pitches = np.asarray(pitches_hz, np.float64)
+    if pitches.ndim != 1 or len(pitches) == 0 or not pitches[0] > 0 or not (np.diff(pitches) > 0).all():
+        raise ValueError(f"pitches_hz is {pitches}; expected (F,) pitches above 0 that rise")
+    return pitches
 
 
-def _checked(posteriors: ArrayLike, frequencies_hz: ArrayLike) -> tuple[NDArray[np.floating], Floats]:
-    p, centres = np.asarray(posteriors), _centres(frequencies_hz)
-    if p.ndim != 2 or p.shape[1] != len(centres) + 1:
+def _checked(posteriors: ArrayLike, pitches_hz: ArrayLike) -> tuple[NDArray[np.floating], Floats]:
+    p, pitches = np.asarray(posteriors), _pitches(pitches_hz)
+    if p.ndim != 2 or p.shape[1] != len(pitches) + 1:
         raise ValueError(
-            f"posteriors have shape {p.shape}; expected (frames, {len(centres) + 1}): no melody and F pitches"
+            f"posteriors have shape {p.shape}; expected (frames, {len(pitches) + 1}): no melody and F pitches"
         )
     if np.isnan(p[:, 0]).any():  # a softmax spreads a NaN over its whole frame
         raise ValueError(f"posteriors of frame {np.isnan(p[:, 0]).argmax()} are NaN; the model has diverged")
-    return p, centres
+    return p, pitches
 
 
 @compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmray import config, preparation
+from mmray import config, lookup, preparation
 from mmray.console import progress, say
 from mmray.files import locked
 from mmray.on_ray import runtime
@@ -30,6 +30,7 @@ def prepare(run: config.Run, verbose: bool = False) -> Path:
     info = read_info(plan.folder)
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in info.splits.items())
     say(f"prepared {plan.folder}: {info.rows_in:,} rows in, {info.rows_out:,} out, {info.rejected:,} rejected ({rows})")
+    _say_split(run)
     preparation.check_rejected(run, plan.folder, info)
     return plan.folder
 
@@ -49,6 +50,13 @@ def prepare_for(run: config.Run, run_dir: Path, verbose: bool = False) -> Path:
             f"{folder.name}: it has changed since; train a new run (--set name=...)"
         )
     return folder
+
+
+def _say_split(run: config.Run) -> None:
+    """Say how the corpus was divided, where its dataset module divides it by itself and can tell."""
+    report = getattr(lookup.load("dataset", run.dataset.name), "split_report", None)  # type: ignore[attr-defined]
+    if report is not None and run.prepare.split.by == "corpus":
+        say(report(run.dataset))
 
 
 def _write_parts(run: config.Run, plan: preparation.Plan) -> list[PartNote]:

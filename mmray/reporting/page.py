@@ -20,6 +20,7 @@ from mmray.reporting import plots
 from mmray.reporting.melody import contours
 from mmray.reporting.pictures import (
     Pictures,
+    augmentations,
     clip_distributions,
     confusions,
     feature_maps,
@@ -28,6 +29,7 @@ from mmray.reporting.pictures import (
     metric_keys,
     score_by_rank,
     throughput_curves,
+    timelines,
     training_curves,
 )
 from mmray.reporting.runs import (
@@ -89,6 +91,8 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         class_reports=[found for name in names if (found := class_report(runs, name))],
         confusions=[picture for name in names for picture in confusions(runs, name, pictures)],
         feature_maps=feature_maps(runs, names, pictures),
+        augmentations=augmentations(runs, names, pictures),
+        timelines=timelines(runs, names, pictures),
         track_tables=[table for name in names for table in track_tables(runs, name)],
         melodies=melodies,
         melody_remarks=melody_remarks,

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from mmray.features import audio_augment
 from mmray.reporting import plots, plots_classification
 from mmray.reporting.runs import Json, Run
 from mmray.reporting.scores import (
@@ -25,6 +26,8 @@ from mmray.reporting.scores import (
     score_keys,
 )
 from mmray.reporting.text import display_name, finite_or_nan, is_finite
+
+MAX_SOUNDS = 7  # side by side
 
 
 class Pictures:
@@ -232,6 +235,63 @@ def feature_maps(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) 
                 f"{', '.join(classes) or 'no label'}: {row['id']} of {name}. Each row in its own standard deviations."
             )
             drawn.append(pictures.save(f"features {name} {row['id']}", figure, caption))
+    return drawn
+
+
+def timelines(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) -> list[Json]:
+    """How the probabilities go along single recordings, where an evaluation has kept some, by segment."""
+    drawn = []
+    for name, run in ((name, run) for name in names for run in runs if name in run.evaluations):
+        class_names = class_names_of(run, name)
+        for one in run.evaluations[name].get("timelines") or []:
+            probabilities = np.array(one["probabilities"], dtype=np.float64)
+            labels = [class_names.get(c, f"class {c}") for c in range(probabilities.shape[1])]
+            figure = plots_classification.timeline(np.array(one["start_s"], dtype=np.float64), probabilities, labels)
+            of_run = f", {run.label}" if len(runs) > 1 else ""
+            caption = (
+                f"{one['group']} of {name}{of_run}, labelled {labels[one['label']]}: what each segment is taken for."
+            )
+            drawn.append(pictures.save(f"timeline {name} {run.label} {one['group']}", figure, caption))
+    return drawn
+
+
+def augmentations(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) -> list[Json]:
+    """A segment before and after each change of pitch and tempo that the run may make of it.
+
+    Needs sound: `evaluation/<name>.examples.parquet` of a run on `store: audio` has the columns `id` and `audio`,
+    int16 bytes of (n, 1), and says in its metadata `mmray.sample_rate_hz` and `mmray.changes`, settings in JSON. Runs
+    that change the same segments alike share a picture.
+    """
+    drawn = []
+    seen: set[tuple[str, str, str]] = set()
+    for name, run in ((name, run) for name in names for run in runs if name in run.evaluations):
+        path = run.evaluation_dir / f"{name}.examples.parquet"
+        if not path.is_file() or "audio" not in pq.read_schema(path).names:
+            continue
+        table = pq.read_table(path)
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        missing = [key for key in ("mmray.sample_rate_hz", "mmray.changes") if key not in metadata]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}; run mmray evaluate again")
+        rate = int(metadata["mmray.sample_rate_hz"])
+        changes = audio_augment.Settings.model_validate_json(metadata["mmray.changes"])
+        for row in table.select(["id", "audio"]).to_pylist():
+            if (key := (run.dataset["id"], row["id"], metadata["mmray.changes"])) in seen:
+                continue
+            seen.add(key)
+            samples = np.frombuffer(row["audio"], np.int16).astype(np.float32) / 32768
+            sounds = [("as recorded", samples, rate)]
+            for semitones in changes.pitch_shift_semitones:
+                shifted = audio_augment.pitch_shift(samples, rate, semitones, changes.quality)
+                sounds.append((f"{semitones:+g} semitones", shifted, rate))
+            for speed in changes.time_stretch_rates:
+                stretched = audio_augment.time_stretch(samples, speed, changes.quality, rate)
+                sounds.append((f"{speed:g} times as fast", stretched, rate))
+            figure = plots_classification.augmentation_panel(sounds[:MAX_SOUNDS])
+            caption = (
+                f"{row['id']} of {name}, and what augmentation makes of it: waveforms, and spectrograms over 80 dB."
+            )
+            drawn.append(pictures.save(f"augmentation {name} {row['id']}", figure, caption))
     return drawn
 
 

@@ -35,6 +35,7 @@ from mmray.tasks import Batch, _audio_stream, require_model
 from mmray.tasks._melody_files import audio_files
 
 TIMELINE_HOP_S = 1.0
+MAX_TIMELINES = 6  # recordings that a report draws along their time
 
 
 class Config(Section):
@@ -76,6 +77,7 @@ class Task:
         self.features: FeatureSettings = run.dataset.features  # type: ignore[attr-defined]
         self._segment_s: float = run.dataset.segment_s  # type: ignore[attr-defined]
         self._mix: audio.Mix = run.dataset.mix  # type: ignore[attr-defined]
+        self._changes: audio_augment.Settings = self._config.augment or run.dataset.augment  # type: ignore[attr-defined]
         self._split_by: str = run.dataset.split.by  # type: ignore[attr-defined]
         self._stores_audio = any(column.name == "audio" for column in info.columns)
         if self._config.augment is not None and not self._stores_audio:
@@ -159,7 +161,9 @@ class Task:
     def score(self, folder: Path) -> dict[str, Any]:
         """Segments and recordings, each class, the confusions, what always the commonest class gets, and any leak."""
         table = pa.concat_tables(list(predictions.read_tables(folder)))
-        labels = ragged_column(table, "labels")[0].astype(np.int64)
+        labels, offsets = ragged_column(table, "labels")
+        labels = labels.astype(np.int64)
+        table = table.take(np.flatnonzero(np.diff(offsets)))  # what has no label has no score
         scores = tensor_column(table, "scores")
         groups = np.array(table.column("group").to_pylist())
         segments, commonest = ClassificationMetrics(self.num_classes), ClassificationMetrics(self.num_classes)
@@ -185,6 +189,7 @@ class Task:
             "confusion": segments.confusion.tolist(),
             "reliability": segments.reliability(),
             "tracks": tracks,
+            "timelines": self._timelines(ids, table.column("start_s").to_numpy(), groups, scores, tracks),
             "leak": {
                 "split_by": self._split_by,
                 "segments": len(labels),
@@ -193,12 +198,49 @@ class Task:
         }
 
     def examples(self, scored: dict[str, Any]) -> tuple[list[str], tuple[str, ...], dict[str, str]]:
-        """One segment a class, with its features, where the prepared dataset has them."""
-        if self._stores_audio:
-            return [], (), {}
+        """One segment a class with its features, or, where sound is stored, one segment and how sound is changed."""
         first = {c: next((t for t in scored["tracks"] if t["label"] == c), None) for c in range(self.num_classes)}
         ids = [f"{track['first_segment']}" for track in first.values() if track is not None]
-        return ids, ("features",), {"hop_s": repr(self.features.hop_s), "row_names": json.dumps(self.features.names)}
+        if not self._stores_audio:
+            facts = {"hop_s": repr(self.features.hop_s), "row_names": json.dumps(self.features.names)}
+            return ids, ("features",), facts
+        if not self._changes.kinds:
+            return [], (), {}
+        changes = self._changes.model_dump_json(include={"pitch_shift_semitones", "time_stretch_rates", "quality"})
+        return ids[:1], ("audio",), {"sample_rate_hz": str(self.features.sample_rate_hz), "changes": changes}
+
+    def _timelines(
+        self,
+        ids: np.ndarray,
+        starts_s: np.ndarray,
+        groups: np.ndarray,
+        scores: np.ndarray,
+        tracks: list[dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """The longest recording of each class, segment by segment, for a picture: up to `MAX_TIMELINES` of them.
+
+        None where segments were drawn into splits one by one: what a split has of a recording is full of gaps.
+        """
+        if self._split_by == "segment":
+            return []
+        original = np.array(["~" not in name.rpartition("@")[2] for name in ids.tolist()])  # copies: @30~1
+        drawn = []
+        for c in range(self.num_classes):
+            longest = max((t for t in tracks if t["label"] == c), key=lambda t: int(t["segments"]), default=None)
+            if longest is None or len(drawn) == MAX_TIMELINES:
+                continue
+            rows = np.flatnonzero(original & (groups == longest["group"]))
+            rows = rows[np.argsort(starts_s[rows], kind="stable")]
+            if len(rows) > 1 and len(set(starts_s[rows].tolist())) == len(rows):  # a group may be of several files
+                drawn.append(
+                    {
+                        "group": longest["group"],
+                        "label": c,
+                        "start_s": starts_s[rows].tolist(),
+                        "probabilities": scores[rows].round(4).tolist(),
+                    }
+                )
+        return drawn
 
     def _intervals(
         self, predicted: np.ndarray, labels: np.ndarray, groups: np.ndarray, tracks: list[dict[str, Any]]

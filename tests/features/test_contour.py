@@ -107,7 +107,7 @@ def test_bins_of_centres_and_beyond():
 
 @pytest.mark.parametrize("centres", [[], [0, 1], [2, 1], [1, 1], [[1, 2]], [np.nan]])
 def test_centres_that_are_none(centres):
-    with pytest.raises(ValueError, match="frequencies_hz"):
+    with pytest.raises(ValueError, match="pitches_hz"):
         nearest_bins([100], centres)
 
 
