@@ -79,6 +79,8 @@ def prior_metrics(folder: Path, train: SplitInfo, num_classes: int, k: int = 20)
 
 def write_challenge_csv(folder: Path, path: Path, k: int = 20) -> int:
     """Write the YouTube-8M challenge's file, `VideoId,LabelConfidencePairs` with the best k a row; return the rows."""
+    if not {column.name for column in read_info(folder).columns} & {"scores", "top_classes"}:
+        raise ValueError(f"{folder} holds no scores of classes, and the challenge's file has nothing else")
     rows = 0
     with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

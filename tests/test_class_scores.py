@@ -14,7 +14,7 @@ from mmray import class_scores, predictions
 from mmray.files import write_json
 from mmray.metrics.ranking import RankingMetrics, labels_of_multi_hot
 from mmray.prepared import ragged_column, tensor_column
-from mmray.schema import arrow_schema
+from mmray.schema import Column, arrow_schema
 
 
 def random_rows(rows: int = 61, classes: int = 30, seed: int = 0) -> tuple[list[str], list[list[int]], np.ndarray]:
@@ -161,6 +161,17 @@ def test_folder_without_predictions_is_named(tmp_path: Path) -> None:
 def test_folder_without_predictions_gives_no_csv(tmp_path: Path) -> None:
     """A file with a header and no row would look like an answer."""
     with pytest.raises(ValueError, match=rf"{tmp_path} holds no predictions"):
+        class_scores.write_challenge_csv(tmp_path, tmp_path / "file.csv")
+    assert not (tmp_path / "file.csv").exists()
+
+
+def test_predictions_of_another_task_give_no_csv(tmp_path: Path) -> None:
+    columns = [Column(name="id", dtype="string"), Column(name="est_f0_hz", dtype="float64", shape=(None,))]
+    info = predictions.PredictionsInfo(
+        run="r", dataset="d", split="test", step=1, rows=0, labelled=False, columns=columns
+    )
+    (tmp_path / "predictions.json").write_text(info.model_dump_json())
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds no scores of classes"):
         class_scores.write_challenge_csv(tmp_path, tmp_path / "file.csv")
     assert not (tmp_path / "file.csv").exists()
 

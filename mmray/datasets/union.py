@@ -12,9 +12,10 @@ must have the same cfp.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -80,7 +81,11 @@ class Config(Section):
 
 def sources(config: Config) -> list[Source]:
     """Those of all corpora, one corpus after another; ValueError where a file belongs to two of them."""
-    found = [source for section in config.corpora for source in _module(section).sources(section)]
+    found = [
+        replace(source, note=json.dumps([place, source.note]))
+        for place, section in enumerate(config.corpora)
+        for source in _module(section).sources(section)
+    ]
     twice = [path for path, times in Counter(source.path for source in found).items() if times > 1]
     if twice:
         raise ValueError(f"{twice[0]} belongs to more than one of dataset.corpora; give each corpus its own folder")
@@ -101,15 +106,11 @@ def class_names(config: Config) -> list[str]:
 
 def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBatch]:
     """The rows of one source, by its own corpus."""
-    path = Path(source.path)
-    owners = [section for section in config.corpora if path.is_relative_to(section.path)]  # type: ignore[attr-defined]
-    if not owners:
-        raise ValueError(f"{path} belongs to none of dataset.corpora")
-    section = max(owners, key=lambda owner: len(Path(owner.path).parts))  # type: ignore[attr-defined]
+    place, note = json.loads(source.note)
+    section = config.corpora[place]
     names = [_name(each) for each in config.corpora]
-    place = config.corpora.index(section)
     prefix = names[place] if names.count(names[place]) == 1 else f"{names[place]}-{place + 1}"
-    for batch in _module(section).read(section, source, reject):
+    for batch in _module(section).read(section, replace(source, note=note), reject):
         for key in ("id", GROUP_KEY):  # each corpus names its own without knowing of the others
             column = batch.schema.get_field_index(key)
             named = pa.array([f"{prefix}/{name}" for name in batch.column(column).to_pylist()])

@@ -20,7 +20,9 @@ def renamed(state: dict[str, Tensor], ours: dict[str, Tensor], names: dict[str, 
     missing = [name for name in theirs.values() if name not in state]
     unexpected = sorted(state.keys() - set(theirs.values()))
     if missing or unexpected:
-        raise ValueError(f"not the released weights of {model}: missing keys {missing}, unexpected keys {unexpected}")
+        raise ValueError(
+            f"not the released weights of {model}: missing keys {_some(missing)}, unexpected keys {_some(unexpected)}"
+        )
     wrong = [
         f"{name} is {tuple(state[name].shape)}, not {tuple(ours[key].shape)}"
         for key, name in theirs.items()
@@ -29,3 +31,9 @@ def renamed(state: dict[str, Tensor], ours: dict[str, Tensor], names: dict[str, 
     if wrong:
         raise ValueError(f"not the released weights of {model}: {'; '.join(wrong)}")
     return {key: state[name] for key, name in theirs.items()}
+
+
+def _some(names: list[str]) -> str:
+    """The first few as a list."""
+    more = [f"and {len(names) - 3} more"] if len(names) > 3 else []
+    return f"[{', '.join([*map(repr, names[:3]), *more])}]"

@@ -66,9 +66,16 @@ def predict(
         columns=task.prediction_columns(info.split(split)),
     )
     out = run_dir / "predictions" / name
-    if (out / "predictions.json").exists() and predictions.read_info(out) == result:
-        say(f"predictions {out} are there: {result.rows:,} rows")
-        return out, folder
+    if (out / "predictions.json").exists():
+        there = predictions.read_info(out)
+        if there == result:
+            say(f"predictions {out} are there: {result.rows:,} rows")
+            return out, folder
+        if (there.dataset, there.split) != (result.dataset, result.split):
+            raise ValueError(
+                f"{out} holds predictions of {there.dataset}, split {there.split!r}; these would be of "
+                f"{result.dataset}, split {result.split!r}: remove that folder, if you don't need it any more"
+            )
     runtime.start(verbose)
     out.parent.mkdir(exist_ok=True)
     with locked(out.parent / ".lock", f"predicting with {run_dir}", wait=True):
@@ -161,6 +168,7 @@ def _over(run: config.Run, corpus: str, trained_on: DatasetInfo) -> config.Run:
         values["dataset"] = {"name": name, "path": path}
         if "cfp" in fields and hasattr(run.dataset, "cfp"):  # the model knows no other feature
             values["dataset"]["cfp"] = run.dataset.cfp.model_dump(mode="json")
+    values["dataset"].pop("remix", None)  # further rows to train on
     if "classes" in fields:  # it may have some of them only, and the model knows them by number
         values["dataset"] |= {"classes": trained_on.class_names, "split": {"by": "none"}, "augment": {}}
     other = config.from_dict(values)

@@ -39,7 +39,10 @@ def prepare_for(run: config.Run, run_dir: Path, verbose: bool = False) -> Path:
     """The prepared dataset that `run_dir` was trained on: as it stands, or made again from an unchanged corpus."""
     trained_on = run_folder.read_info(run_dir).id
     if trained_on == IMPORTED:
-        raise ValueError(f"the weights of {run_dir} were imported: name the corpus, --corpus {run.dataset.name}=PATH")
+        raise ValueError(
+            f"the weights of {run_dir} were imported, without a corpus: to predict or evaluate name one, --corpus "
+            f"{run.dataset.name}=PATH; to train give the run another name, --set name=..."
+        )
     folder = Path(run.prepare.out) / trained_on
     if (folder / "dataset.json").exists():
         return folder

@@ -25,7 +25,7 @@ from mmray.on_ray.prepare import prepare, prepare_for
 from mmray.schema import DatasetInfo
 from mmray.tasks import Task, build, monitored
 from mmray.training import run_folder
-from mmray.training.checkpoint import TrainState, last
+from mmray.training.checkpoint import TrainState, best, last
 from mmray.training.optimisation import is_finished
 from mmray.training.run_folder import new_lines
 
@@ -51,9 +51,11 @@ def train(run: config.Run, verbose: bool = False) -> Path:
         runtime.start(verbose)
         scaling = plan_workers(run.resources, runtime.cluster_cpus(), runtime.cluster_gpus())
         _fit(run, folder.absolute(), run_dir.absolute(), info, scaling)
-    done = last(run_dir)
+    done, finest = last(run_dir), best(run_dir, *monitored(run, task))
     assert done is not None  # fit() returned without an error
     say(f"trained {run_dir}: {_summary(done)}")
+    if finest.step != done.step:
+        say(f"the best of it, which predicts: {_summary(finest)}")
     return run_dir
 
 

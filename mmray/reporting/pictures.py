@@ -280,7 +280,7 @@ def augmentations(runs: Sequence[Run], names: Sequence[str], pictures: Pictures)
                 continue
             seen.add(key)
             samples = np.frombuffer(row["audio"], np.int16).astype(np.float32) / 32768
-            sounds = [("as recorded", samples, rate)]
+            sounds: list[tuple[str, np.ndarray, int]] = [("as recorded", samples, rate)]
             for semitones in changes.pitch_shift_semitones:
                 shifted = audio_augment.pitch_shift(samples, rate, semitones, changes.quality)
                 sounds.append((f"{semitones:+g} semitones", shifted, rate))

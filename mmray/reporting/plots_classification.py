@@ -193,7 +193,7 @@ def timeline(times_s: np.ndarray, probabilities: np.ndarray, class_names: Sequen
     lower.tick_params(axis="y", length=0)
     lower.grid(visible=False)
     lower.set_xlabel("time (min:s)")
-    lower.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 1.5, 3, 6, 10]))
+    lower.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 1.5, 3, 6, 10], integer=True))
     lower.xaxis.set_major_formatter(FuncFormatter(_clock))
     handles = [Patch(facecolor=color, alpha=0.85) for color in colors]
     figure.legend(

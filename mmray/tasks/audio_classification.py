@@ -224,7 +224,7 @@ class Task:
         if self._split_by == "segment":
             return []
         original = np.array(["~" not in name.rpartition("@")[2] for name in ids.tolist()])  # copies: @30~1
-        drawn = []
+        drawn: list[dict[str, Any]] = []
         for c in range(self.num_classes):
             longest = max((t for t in tracks if t["label"] == c), key=lambda t: int(t["segments"]), default=None)
             if longest is None or len(drawn) == MAX_TIMELINES:

@@ -33,7 +33,7 @@ class Viterbi(Section):
     """What changes from a frame to the next cost, in nats; see `mmray.features.contour.decode_viterbi`.
 
     The defaults help models of any confidence; the surer a model is, the more it gains from higher costs: DenseASPP's
-    released weights do best at 2, 16 and 16.
+    released weights do better at 2, 16 and 16.
     """
 
     semitone_cost: NonNegativeFloat = 1

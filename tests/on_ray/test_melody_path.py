@@ -16,11 +16,13 @@ import torch
 from mmray import config, predictions, prepared
 from mmray.datasets.synthetic import mir1k
 from mmray.evaluation import evaluate
-from mmray.on_ray.predict import predict, predict_files
+from mmray.on_ray.predict import _over, predict, predict_files
 from mmray.on_ray.prepare import prepare
 from mmray.on_ray.train import train
+from mmray.preparation import plan
 from mmray.prepared import SplitReader
 from mmray.reporting.page import write_report
+from mmray.schema import DatasetInfo
 from mmray.tasks import build
 from mmray.training import checkpoint
 from mmray.training.run_folder import read_log
@@ -223,6 +225,19 @@ def test_a_file_and_another_corpus_give_what_the_test_split_gave(
         assert value == pytest.approx(np.mean([clip[name] for clip in expected]), abs=1e-9)
     with pytest.raises(ValueError, match=r"'union' has no single path; give <dataset>=<path>"):
         predict(trained, corpus=str(songs))
+
+
+def test_another_corpus_is_read_without_the_copies_to_train_on(make: Make, corpus: Path) -> None:
+    remixed = {"name": "mir1k", "path": "elsewhere", "cfp": CFP, "mix": "sum", "remix": {"copies": 2}}
+    run = config.from_dict(make("remixed").to_dict() | {"dataset": remixed})
+    info = DatasetInfo.model_construct(class_names=[])
+    for given, by in ((f"mir1k={corpus}", "corpus"), (str(corpus), "none")):
+        over = _over(run, given, info)
+        assert over.prepare.split.by == by
+        dataset: Any = over.dataset
+        assert (dataset.path, dataset.mix, dataset.remix.copies) == (str(corpus), "sum", 0)
+        assert dataset.cfp == run.dataset.cfp  # type: ignore[attr-defined]
+        plan(over)
 
 
 def test_a_folder_of_files_is_done_but_for_the_broken_one_which_is_named(

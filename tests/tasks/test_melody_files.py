@@ -138,7 +138,7 @@ def test_contour_of_a_file(tmp_path: Path, model: nn.Module) -> None:
     expected = in_one_piece(model, cfp, resampled)
 
     def decode(posteriors: np.ndarray) -> Contour:
-        np.testing.assert_allclose(posteriors, expected, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(posteriors, expected, rtol=1e-4)  # float16 would round by more
         return decode_argmax(posteriors, SMALL.frequencies_hz())
 
     found = extract_contour(model, cfp, tmp_path / "a.flac", CPU, decode, mix="left", window_frames=64)
@@ -146,7 +146,7 @@ def test_contour_of_a_file(tmp_path: Path, model: nn.Module) -> None:
     np.testing.assert_allclose(found.times_s, 0.01 * np.arange(1, num_frames + 1), rtol=0, atol=1e-12)
     rows = expected.argmax(axis=1)
     agree = np.sort(expected, axis=1)
-    clear = agree[:, -1] > 1.01 * agree[:, -2]  # float16 may turn a tie
+    clear = agree[:, -1] > 1.01 * agree[:, -2]  # rounding may turn a tie
     assert clear.mean() > 0.8
     hz = np.concatenate([[0.0], SMALL.frequencies_hz()])[rows]
     np.testing.assert_allclose(found.f0_hz[clear], hz[clear])
