@@ -184,6 +184,8 @@ def columns(config: Config) -> list[Column]:
 
 def class_names(config: Config) -> list[str]:
     """`classes`, or the classes of the corpus, sorted."""
+    if config.classes is not None:  # known without the corpus; `sources` finds any other in it
+        return list(config.classes)
     return _class_names(config, _tracks(config))
 
 

@@ -13,6 +13,7 @@ from run_folders import change, load, report
 from mmray.metrics.classification import ClassificationMetrics, bootstrap_interval
 from mmray.reporting import page
 from mmray.reporting.scores import lower_is_better
+from mmray.reporting.text import display_name
 
 EMOTIONS = ("Angry", "Happy", "Sad")
 BY_TRACK = {"split_by": "track", "segments": 60, "sharing_a_track_with_train": 0}
@@ -154,7 +155,7 @@ def test_intervals_stand_below_the_values_of_runs(folder, single):
     cells = dict(zip(head, run, strict=True))
     for metric in ("weighted_accuracy", "macro_f1"):
         low, high = evaluation["intervals"][metric]
-        assert cells[metric.replace("_", " ")] == f"{evaluation['metrics'][metric]:.4f}{low:.3f} to {high:.3f}"
+        assert cells[display_name(metric)] == f"{evaluation['metrics'][metric]:.4f}{low:.3f} to {high:.3f}"
     assert not [name for name in head if "recall" in name or "precision" in name]  # these stand in the table of classes
     assert cells["track accuracy"] == f"{evaluation['metrics']['track_accuracy']:.4f}"
     assert baseline[0] == "baseline: most frequent class"
