@@ -199,7 +199,7 @@ def decode_viterbi(
     log_p = np.log(np.maximum(p, np.finfo(np.float32).tiny, dtype=np.float32))
     # Minus infinity less itself would be NaN; a finite cost beyond any sum of log posteriors forbids as well.
     prohibitive = 100.0 * (len(p) + 1)
-    steps = np.minimum(12 * np.diff(np.log2(pitches)) * min(semitone_cost, prohibitive), prohibitive)
+    steps = np.minimum(12 * np.diff(np.log2(pitches)) * semitone_cost, prohibitive)
     return _contour(p, pitches, _best_path(log_p, steps, min(leap_cost, prohibitive), min(switch_cost, prohibitive)))
 
 
