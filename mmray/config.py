@@ -229,6 +229,10 @@ def from_dict(values: dict[str, Any], where: str = "run") -> Run:
         section = values.get(kind)
         if isinstance(section, str):  # `model: logistic` is short for `model: {name: logistic}`
             section = values[kind] = {"name": section}
+        if isinstance(section, dict) and isinstance(section.get("name"), str) and "/" in section["name"]:
+            # `timm/resnet18` is the architecture resnet18 of the library timm.
+            name, _, architecture = section["name"].partition("/")
+            section = values[kind] = {**section, "name": name, "architecture": architecture}
         if not isinstance(section, dict) or not isinstance(section.get("name"), str):
             raise ValueError(f"{where}: {kind}.name is missing; {lookup.suggest('', lookup.names(kind))}")
         try:

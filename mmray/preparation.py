@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from mmray import config, lookup
 from mmray.datasets import Rejected, Source
 from mmray.files import publish_folder, write_json, write_text, written_whole
-from mmray.prepared import ragged_column
+from mmray.prepared import ragged_column, tensor_column
 from mmray.schema import MAX_GROUPS, Column, DatasetInfo, FileInfo, SplitInfo, arrow_schema, is_feature
 
 FORMAT = 3  # of the folder; part of its hash
@@ -225,6 +225,7 @@ class _SplitWriter:
         self._labelled_rows = 0
         self._label_counts = np.zeros(num_classes, np.int64)
         self._max_labels = 0
+        self._sums: dict[str, np.ndarray] = {name: np.zeros(()) for name in getattr(dataset, "SUMMED", ())}
 
     def add(self, table: pa.Table) -> None:
         self._pending.append(table)
@@ -238,6 +239,8 @@ class _SplitWriter:
         if self._has_classes:
             self._label_counts += np.bincount(labels, minlength=len(self._label_counts))
             self._max_labels = max(self._max_labels, int(np.diff(offsets).max(initial=0)))
+        for name in self._sums:
+            self._sums[name] = self._sums[name] + tensor_column(table, name).sum(axis=0, dtype=np.float64)
         self._write(finish=False)
 
     def finish(self) -> SplitInfo:
@@ -251,6 +254,7 @@ class _SplitWriter:
             groups=None if self._groups is None else sorted(self._groups),
             label_counts=self._label_counts.tolist() if self._has_classes else None,
             max_labels=self._max_labels,
+            sums={name: total.tolist() for name, total in self._sums.items()},
         )
 
     def _write(self, finish: bool) -> None:
@@ -303,6 +307,7 @@ def _merge(splits: Sequence[SplitInfo]) -> SplitInfo:
         groups=sorted(groups) if groups is not None and len(groups) <= MAX_GROUPS else None,
         label_counts=np.sum(counts, axis=0).tolist() if counts else None,
         max_labels=max(split.max_labels for split in splits),
+        sums={name: np.sum([split.sums[name] for split in splits], axis=0).tolist() for name in splits[0].sums},
     )
 
 

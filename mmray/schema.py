@@ -2,12 +2,12 @@
 
 Arrow storage of a column, by its shape:
 
-| shape            | Arrow type                            | example                                            |
-|------------------|---------------------------------------|----------------------------------------------------|
-| `()`             | the scalar type                       | id, num_frames                                     |
-| `(D,)`, ...      | `pa.fixed_shape_tensor`               | mean_rgb: one vector a row                         |
-| `(None,)`        | `pa.list_` of the scalar type         | labels: any number a row                           |
-| `(None, D)`, ... | `pa.large_binary`: row-major bytes    | cfp: any number of frames a row, each of D numbers |
+| shape            | Arrow type                             | example                                            |
+|------------------|----------------------------------------|----------------------------------------------------|
+| `()`             | the scalar type; bytes: `large_binary` | id, num_frames, an encoded image                   |
+| `(D,)`, ...      | `pa.fixed_shape_tensor`                | mean_rgb: one vector a row                         |
+| `(None,)`        | `pa.list_` of the scalar type          | labels: any number a row                           |
+| `(None, D)`, ... | `pa.large_binary`: row-major bytes     | cfp: any number of frames a row, each of D numbers |
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-DType = Literal["string", "int32", "int64", "uint8", "int16", "float16", "float32", "float64"]
+DType = Literal["string", "bytes", "int32", "int64", "uint8", "int16", "float16", "float32", "float64"]
 
 _ARROW = {
     "string": pa.string(),
+    "bytes": pa.large_binary(),
     "int32": pa.int32(),
     "int64": pa.int64(),
     "uint8": pa.uint8(),
@@ -50,14 +51,18 @@ class Column(BaseModel):
             return pa.fixed_shape_tensor(scalar, self.shape)
         if self.shape == (None,):
             return pa.list_(scalar)
-        if self.shape[0] is None and all(size is not None for size in self.shape[1:]) and self.dtype != "string":
+        if (
+            self.shape[0] is None
+            and all(size is not None for size in self.shape[1:])
+            and self.dtype not in ("string", "bytes")
+        ):
             return pa.large_binary()
         raise ValueError(f"column {self.name!r}: no storage for {self.dtype} of shape {self.shape}")
 
 
 def is_feature(column: Column) -> bool:
-    """Whether a column holds what a model computes on: vectors or frames, not ids, labels and counts."""
-    return len(column.shape) > 1 or (len(column.shape) == 1 and column.shape[0] is not None)
+    """Whether a column holds what a model computes on: vectors, frames or encoded files, not ids, labels and counts."""
+    return column.dtype == "bytes" or len(column.shape) > 1 or (len(column.shape) == 1 and column.shape[0] is not None)
 
 
 def arrow_schema(columns: list[Column]) -> pa.Schema:
@@ -80,7 +85,8 @@ class SplitInfo(BaseModel):
 
     `num_bytes` is its size in memory, `labelled_rows` how many rows have a label, `groups` what no other split should
     share (tracks, singers), sorted; None where there are more than `MAX_GROUPS`. Where labels are classes,
-    `label_counts` has the rows of each and `max_labels` the most that a row has.
+    `label_counts` has the rows of each and `max_labels` the most that a row has. `sums` are, over
+    the rows, of the columns that the dataset names in `SUMMED`.
     """
 
     rows: int
@@ -90,6 +96,7 @@ class SplitInfo(BaseModel):
     groups: list[str] | None = None
     label_counts: list[int] | None = None
     max_labels: int = 0
+    sums: dict[str, list[float]] = {}
 
 
 class DatasetInfo(BaseModel):

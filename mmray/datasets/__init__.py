@@ -11,7 +11,8 @@ Every module here offers
 - `GROUP_KEY`: the column whose rows must never stand in two splits;
 - `Config.why_corpus_split`, where rows are made for a split: the reason, or None, why no other split than the
   corpus's own will do;
-- `LABEL_KEY`: the list column that is empty in rows without a label.
+- `LABEL_KEY`: the list column that is empty in rows without a label;
+- `SUMMED`, where sums over a split are of use later: names of columns of fixed shape.
 """
 
 from __future__ import annotations

@@ -624,7 +624,7 @@ def test_classes_may_be_given(corpus: Path) -> None:
     assert class_names(config_) == ["tense", "dull", "calm"]
     assert {(row["group"].split("/")[0], *row["labels"]) for row in rows(config_)} == {("calm", 2), ("tense", 0)}
     with pytest.raises(ValueError, match=r"a\.wav \(folder calm\) is of class 'calm', which is not among"):
-        class_names(config(corpus, classes=["tense", "dull"]))
+        sources(config(corpus, classes=["tense", "dull"]))
 
 
 @pytest.mark.parametrize(
