@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from masks import longest_run
 from pydantic import ValidationError
 
 from mmray.features import cfp
@@ -16,14 +17,6 @@ def random_batch(num_examples=4, num_bins=20, num_frames=30):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(num_examples, 3, num_bins, num_frames, generator=generator) + 0.5  # nothing is 0 by itself
     return x, torch.randint(0, num_bins + 1, (num_examples, num_frames), generator=generator)
-
-
-def longest_run(flags):
-    longest = run = 0
-    for flag in flags:
-        run = run + 1 if flag else 0
-        longest = max(longest, run)
-    return longest
 
 
 def test_off_is_the_identity():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from masks import longest_run
 from pydantic import ValidationError
 
 from mmray.features.augment_sequence import Settings, mixup, spec_augment
@@ -25,14 +26,6 @@ def batch(lengths, num_frames=None, num_features=5, seed=0):
 
 def one_hot(classes, num_classes=3):
     return torch.nn.functional.one_hot(torch.as_tensor(classes), num_classes).float()
-
-
-def longest_run(flags):
-    longest = run = 0
-    for flag in flags:
-        run = run + 1 if flag else 0
-        longest = max(longest, run)
-    return longest
 
 
 def test_off_is_the_identity():

@@ -46,47 +46,24 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Make a run over the corpus in segments of 2 s; keyword arguments change sections of it."""
-    root = tmp_path_factory.mktemp("work")
-
-    def run(name: str, **sections: dict[str, Any]) -> config.Run:
-        values: dict[str, Any] = {
-            "name": name,
-            "out": str(root / "runs"),
-            "task": {"name": "audio_classification"},
-            "dataset": {
-                "name": "audio_folder",
-                "path": str(corpus),
-                "segment_s": 2,
-                "hop_s": 2,
-                "tail": "drop",
-                "features": FEATURES,
-                "augment": {"copies": 1, "pitch_shift_semitones": [-2, 2]},
-                "split": {"by": "track", "fractions": {"train": 0.5, "val": 0.25, "test": 0.25}},
-            },
-            "model": {"name": "audio_cnn_gru", "channels": [8, 8], "hidden_size": 8, "dropout": 0.0},
-            "prepare": {"out": str(root / "prepared"), "part_mb": 4},
-            "train": {
-                "epochs": 1, "batch_size": 8, "precision": "fp32", "log_every_steps": 1, "optimizer": {"lr": 0.005}
-            },
-        }  # fmt: skip
-        for section, change in sections.items():
-            values[section] = values.get(section, {}) | change
-        return config.from_dict(values)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def trained(make: Make) -> Path:
-    return train(make("two", resources={"num_workers": 2}))
-
-
-@pytest.fixture(scope="module")
-def scored(trained: Path) -> dict[str, Any]:
-    folder, data = predict(trained, "test")
-    return evaluate(trained, folder.name, data)
+def sections(corpus: Path) -> dict[str, Any]:
+    """Segments of 2 s of the corpus."""
+    return {
+        "task": {"name": "audio_classification"},
+        "dataset": {
+            "name": "audio_folder",
+            "path": str(corpus),
+            "segment_s": 2,
+            "hop_s": 2,
+            "tail": "drop",
+            "features": FEATURES,
+            "augment": {"copies": 1, "pitch_shift_semitones": [-2, 2]},
+            "split": {"by": "track", "fractions": {"train": 0.5, "val": 0.25, "test": 0.25}},
+        },
+        "model": {"name": "audio_cnn_gru", "channels": [8, 8], "hidden_size": 8, "dropout": 0.0},
+        "prepare": {"part_mb": 4},
+        "train": {"epochs": 1, "batch_size": 8, "precision": "fp32", "log_every_steps": 1, "optimizer": {"lr": 0.005}},
+    }
 
 
 def rows_of(folder: Path, split: str, *columns: str) -> list[dict[str, Any]]:

@@ -45,42 +45,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Make a run over a union of the corpus alone; the runs of this module share one prepared dataset.
+def sections(corpus: Path) -> dict[str, Any]:
+    """A union of the corpus alone.
 
     Clips are cropped to more than they have, and each is normalised by its own statistics when it is evaluated: what a
     step sees is the same in any process.
     """
-    root = tmp_path_factory.mktemp("work")
-
-    def run(name: str, **sections: dict[str, Any]) -> config.Run:
-        values: dict[str, Any] = {
-            "name": name,
-            "out": str(root / "runs"),
-            "task": {"name": "melody_extraction", "crop_frames": 100},
-            "dataset": {"name": "union", "corpora": [{"name": "mir1k", "path": str(corpus), "cfp": CFP}]},
-            "model": {"name": "dense_aspp", "growth": 4, "dilations": [1, 2, 4], "batch_statistics": "clip"},
-            "prepare": {"out": str(root / "prepared"), "part_mb": 1},
-            "train": {
-                "epochs": 1, "batch_size": 4, "precision": "fp32", "log_every_steps": 1, "optimizer": {"lr": 0.01}
-            },
-        }  # fmt: skip
-        for section, change in sections.items():
-            values[section] = values.get(section, {}) | change
-        return config.from_dict(values)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def trained(make: Make) -> Path:
-    return train(make("two", resources={"num_workers": 2}))
-
-
-@pytest.fixture(scope="module")
-def scored(trained: Path) -> dict[str, Any]:
-    folder, data = predict(trained, "test")
-    return evaluate(trained, folder.name, data)
+    return {
+        "task": {"name": "melody_extraction", "crop_frames": 100},
+        "dataset": {"name": "union", "corpora": [{"name": "mir1k", "path": str(corpus), "cfp": CFP}]},
+        "model": {"name": "dense_aspp", "growth": 4, "dilations": [1, 2, 4], "batch_statistics": "clip"},
+        "prepare": {"part_mb": 1},
+        "train": {"epochs": 1, "batch_size": 4, "precision": "fp32", "log_every_steps": 1, "optimizer": {"lr": 0.01}},
+    }
 
 
 def stored_rows(folder: Path) -> dict[str, dict[str, Any]]:

@@ -42,44 +42,28 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., config.Run]:
-    """Make a run over the corpus; runs of this module share one prepared dataset."""
-    root = tmp_path_factory.mktemp("work")
-
-    def run(name: str, **sections: dict[str, Any]) -> config.Run:
-        features = {"mean_rgb": 24, "mean_audio": 8}
-        values: dict[str, Any] = {
-            "name": name,
-            "out": str(root / "runs"),
-            "task": "video_classification",
-            "dataset": {
-                "name": "youtube8m",
-                "path": str(corpus),
-                "level": "video",
-                "num_classes": 12,
-                "features": features,
-            },
-            "model": {"name": "moe", "num_experts": 2},
-            "prepare": {"out": str(root / "prepared"), "part_mb": 1},
-            "train": {"epochs": 2, "batch_size": 50, "precision": "fp32", "log_every_steps": 4, "clip_norm": 1.0},
-        }
-        for section, change in sections.items():
-            values[section] = values.get(section, {}) | change
-        return config.from_dict(values)
-
-    return run
+def sections(corpus: Path) -> dict[str, Any]:
+    """A small mixture of experts over the corpus."""
+    return {
+        "task": "video_classification",
+        "dataset": {
+            "name": "youtube8m",
+            "path": str(corpus),
+            "level": "video",
+            "num_classes": 12,
+            "features": {"mean_rgb": 24, "mean_audio": 8},
+        },
+        "model": {"name": "moe", "num_experts": 2},
+        "prepare": {"part_mb": 1},
+        "train": {"epochs": 2, "batch_size": 50, "precision": "fp32", "log_every_steps": 4, "clip_norm": 1.0},
+    }
 
 
 def curve(run_dir: Path) -> list[float]:
     return [line["train/loss"] for line in read_log(run_dir)]
 
 
-@pytest.fixture(scope="module")
-def two_workers(make: Callable[..., config.Run]) -> Path:
-    return train(make("two", resources={"num_workers": 2}))
-
-
-def test_prepared_rows_are_the_corpus(make: Callable[..., config.Run], two_workers: Path) -> None:
+def test_prepared_rows_are_the_corpus(make: Callable[..., config.Run], trained: Path) -> None:
     folder = prepare(make("any"))
     info = prepared.read_info(folder)
     assert info.rows_in == info.rows_out == NUM_VIDEOS
@@ -95,7 +79,7 @@ def test_bad_input_of_a_task_is_named(make: Callable[..., config.Run]) -> None:
         prepare(make("any", dataset={"num_classes": 4}))
 
 
-def test_two_workers_give_the_curve_of_one_process(make: Callable[..., config.Run], two_workers: Path) -> None:
+def test_two_workers_give_the_curve_of_one_process(make: Callable[..., config.Run], trained: Path) -> None:
     """One process without Ray is the reference; clipping makes the curve depend on all gradients at once."""
     run = make("plain")
     folder = prepare(run)
@@ -103,8 +87,8 @@ def test_two_workers_give_the_curve_of_one_process(make: Callable[..., config.Ru
     context = Context(run_folder.open_run(run, info))
     task = build(run, info)
     fit(run, task, *feed.tables(run, task, folder, context), context)
-    np.testing.assert_allclose(curve(two_workers), curve(run.run_dir), rtol=1e-4)
-    ours, reference = checkpoint.last(two_workers), checkpoint.last(run.run_dir)
+    np.testing.assert_allclose(curve(trained), curve(run.run_dir), rtol=1e-4)
+    ours, reference = checkpoint.last(trained), checkpoint.last(run.run_dir)
     assert ours is not None
     assert reference is not None
     assert ours.step == reference.step
@@ -112,19 +96,19 @@ def test_two_workers_give_the_curve_of_one_process(make: Callable[..., config.Ru
     assert ours.metrics["val/gap"] == pytest.approx(reference.metrics["val/gap"], abs=1e-3)
 
 
-def test_ray_data_feed_gives_the_very_same_curve(make: Callable[..., config.Run], two_workers: Path) -> None:
+def test_ray_data_feed_gives_the_very_same_curve(make: Callable[..., config.Run], trained: Path) -> None:
     fed = train(make("fed", resources={"num_workers": 2, "feed": "ray_data"}, train={"shuffle_mb": 0.03}))
     thread = train(make("thread", resources={"num_workers": 2}, train={"shuffle_mb": 0.03}))
     np.testing.assert_array_equal(curve(fed), curve(thread))
 
 
 def test_finished_run_is_left_alone(
-    make: Callable[..., config.Run], two_workers: Path, capsys: pytest.CaptureFixture[str]
+    make: Callable[..., config.Run], trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (two_workers / "metrics.jsonl").read_bytes()
+    before = (trained / "metrics.jsonl").read_bytes()
     train(make("two", resources={"num_workers": 2}))
     assert "is finished already" in capsys.readouterr().out
-    assert (two_workers / "metrics.jsonl").read_bytes() == before
+    assert (trained / "metrics.jsonl").read_bytes() == before
 
 
 def test_error_in_a_worker_reaches_the_caller(make: Callable[..., config.Run]) -> None:
@@ -133,17 +117,15 @@ def test_error_in_a_worker_reaches_the_caller(make: Callable[..., config.Run]) -
         train(run)
 
 
-def test_predictions_hold_every_row_once_and_their_true_scores(
-    make: Callable[..., config.Run], two_workers: Path
-) -> None:
-    folder, _ = predict(two_workers, "test")
+def test_predictions_hold_every_row_once_and_their_true_scores(make: Callable[..., config.Run], trained: Path) -> None:
+    folder, _ = predict(trained, "test")
     run = make("two")
     data = prepare(run)
     info = prepared.read_info(data)
     task = build(run, info)
     model = task.build_model().eval()
-    best = checkpoint.best(two_workers, "val/gap", maximise=True)
-    checkpoint.load_model(checkpoint.folder_of(two_workers, best.step), model)
+    best = checkpoint.best(trained, "val/gap", maximise=True)
+    checkpoint.load_model(checkpoint.folder_of(trained, best.step), model)
     reader = SplitReader(data, info.split("test"), ("id", "labels", *task.columns(labelled=False)))
     (table,) = reader.batches(0, info.split("test").rows, 10**6)
     batch = task.collate(table)
@@ -154,20 +136,20 @@ def test_predictions_hold_every_row_once_and_their_true_scores(
         np.testing.assert_allclose(row["top_scores"], expected[row["top_classes"]], rtol=1e-4, atol=1e-6)
     metrics = RankingMetrics(12)
     metrics.update(scores, prepared.ragged_column(table, "labels"))
-    result = evaluation.evaluate(two_workers, "test")
+    result = evaluation.evaluate(trained, "test")
     assert result["metrics"] == pytest.approx(metrics.compute(), abs=1e-4)
     assert result["rows"] == info.split("test").rows
     assert result["metrics"]["gap"] > result["baselines"]["prior"]["gap"]
-    assert json.loads((two_workers / "evaluation" / "test.json").read_text()) == result
+    assert json.loads((trained / "evaluation" / "test.json").read_text()) == result
 
 
-def test_new_files_are_predicted_without_labels_or_splits(two_workers: Path, tmp_path: Path) -> None:
+def test_new_files_are_predicted_without_labels_or_splits(trained: Path, tmp_path: Path) -> None:
     made = youtube8m.Config(
         num_videos=90, num_classes=12, rgb_size=24, audio_size=8, seed=5, train_fraction=0.01, val_fraction=0.0,
         test_labels=False, videos_per_shard=40,
     )  # fmt: skip
     youtube8m.generate(tmp_path, made, lambda done, total: None)
-    folder, _ = predict(two_workers, corpus=str(tmp_path / "test*.tfrecord"))
+    folder, _ = predict(trained, corpus=str(tmp_path / "test*.tfrecord"))
     info = predictions.read_info(folder)
     assert not info.labelled
     csv = tmp_path / "submission.csv"
@@ -190,7 +172,7 @@ def test_stale_predictions_are_made_again(make: Callable[..., config.Run], capsy
     assert predictions.read_info(predict(run_dir, "val")[0]).step > first.step
 
 
-def test_killed_worker_is_replaced_and_leaves_no_trace(make: Callable[..., config.Run], two_workers: Path) -> None:
+def test_killed_worker_is_replaced_and_leaves_no_trace(make: Callable[..., config.Run], trained: Path) -> None:
     """SIGKILL in the second epoch; the curve is that of the undisturbed run."""
     run = make("killed", resources={"num_workers": 2}, train={"checkpoint_every_steps": 3})
 
@@ -203,7 +185,7 @@ def test_killed_worker_is_replaced_and_leaves_no_trace(make: Callable[..., confi
     killer.start()
     train(run)
     killer.join()
-    np.testing.assert_allclose(curve(run.run_dir), curve(two_workers), rtol=1e-6)
+    np.testing.assert_allclose(curve(run.run_dir), curve(trained), rtol=1e-6)
 
 
 def _train_workers() -> list[int]:
