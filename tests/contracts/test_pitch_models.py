@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import model_checks as checks
 import pytest
 import torch
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmray import lookup
 from mmray.losses import pitch_loss
 
-NAMES = [name for name in lookup.names("model") if lookup.load("model", name).Config.takes == "pitch_map"]
-pytestmark = pytest.mark.parametrize("name", NAMES)
+pytestmark = pytest.mark.parametrize("name", checks.taking("pitch_map"))
 
 NUM_BINS, NUM_FRAMES = 320, 9
 
 
 def build(name: str, seed: int = 0, **settings: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    model: nn.Module = lookup.load("model", name).Config(**settings).build(NUM_BINS)
-    return model
+    return checks.build(name, NUM_BINS, seed=seed, **settings)
 
 
 def maps(rows: int = 2, frames: int = NUM_FRAMES) -> Tensor:
@@ -31,20 +27,11 @@ def maps(rows: int = 2, frames: int = NUM_FRAMES) -> Tensor:
 
 
 def test_config_has_the_name_of_its_module_and_no_other_key(name: str) -> None:
-    Config = lookup.load("model", name).Config
-    assert Config().name == name
-    with pytest.raises(ValidationError, match="name"):
-        Config(name="another")
-    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-        Config(no_such_key=1)
-    with pytest.raises(ValidationError, match="frozen"):
-        Config().name = name
+    checks.check_config(name)
 
 
 def test_initial_weights_depend_on_the_global_generator_alone(name: str) -> None:
-    first, again, other = (build(name, seed).state_dict() for seed in (3, 3, 4))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
+    checks.check_seeded(lambda seed: build(name, seed).state_dict())
 
 
 @pytest.mark.parametrize("frames", [1, 2, 31])
@@ -58,11 +45,7 @@ def test_logits_have_a_row_more_than_bins_and_as_many_frames(name: str, frames: 
 
 
 def test_clips_do_not_depend_on_one_another(name: str) -> None:
-    model, x = build(name).eval(), maps(3)
-    with torch.no_grad():
-        together = model(x)
-        for clip in range(3):
-            torch.testing.assert_close(model(x[clip : clip + 1])[0], together[clip], rtol=1e-4, atol=1e-5)
+    checks.check_rows_apart(build(name), maps(3), rtol=1e-4, atol=1e-5)
 
 
 def test_no_frame_further_away_than_context_frames_bears_on_an_output(name: str) -> None:
@@ -78,40 +61,25 @@ def test_no_frame_further_away_than_context_frames_bears_on_an_output(name: str)
 
 
 def test_state_dict_comes_back_through_safetensors(name: str, tmp_path: Path) -> None:
-    model, other, x = build(name).eval(), build(name, seed=9).eval(), maps(1)
-    path = tmp_path / "model.safetensors"
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
-    with torch.no_grad():
-        assert not torch.equal(model(x), other(x))
-        other.load_state_dict(load_file(path))
-        assert torch.equal(model(x), other(x))
+    x = maps(1)
+    checks.check_round_trip(build(name), build(name, seed=9), lambda model: model(x), tmp_path)
 
 
 def test_every_parameter_has_a_gradient(name: str) -> None:
     model, x = build(name), maps()
     rows = torch.randint(0, NUM_BINS + 1, (2, NUM_FRAMES), generator=torch.Generator().manual_seed(2))
     pitch_loss(model(x), rows, torch.ones_like(rows, dtype=torch.bool)).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert torch.isfinite(parameter.grad).all(), key
+    checks.check_gradients(model)
 
 
 def test_autocast_gives_about_the_same(name: str) -> None:
-    model, x = build(name).eval(), maps(1)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        rounded = model(x).float().softmax(1)
+    x = maps(1)
     with torch.no_grad():
-        exact = model(x).softmax(1)
-    assert (rounded - exact).abs().max() < 0.05
+        checks.check_autocast(build(name).eval(), lambda model: model(x), atol=0.05)
 
 
 def test_builds_on_the_meta_device(name: str) -> None:
-    with torch.device("meta"):
-        meta = build(name)
-    assert all(p.is_meta for p in meta.parameters())
-    assert {k: v.shape for k, v in meta.state_dict().items()} == {
-        k: v.shape for k, v in build(name).state_dict().items()
-    }
+    checks.check_meta(lambda: build(name))
 
 
 def test_published_weights_of_another_model_are_refused(name: str) -> None:

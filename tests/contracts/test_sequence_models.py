@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import model_checks as checks
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from model_checks import one_thread  # noqa: F401  (for every test here)
 from torch import Tensor, nn
 
 from mmray import lookup
 
-NAMES = [name for name in lookup.names("model") if lookup.load("model", name).Config.takes == "feature_sequence"]
-pytestmark = pytest.mark.parametrize("name", NAMES)
+pytestmark = pytest.mark.parametrize("name", checks.taking("feature_sequence"))
 
 NUM_FEATURES, NUM_CLASSES = 6, 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of so few numbers are faster without threads that wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(name: str, seed: int = 0, **config: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    model: nn.Module = lookup.load("model", name).Config(**config).build(NUM_FEATURES, NUM_CLASSES)
-    return model
+    return checks.build(name, NUM_FEATURES, NUM_CLASSES, seed=seed, **config)
 
 
 def in_use(name: str, **config: Any) -> nn.Module:
@@ -59,20 +46,11 @@ def frames(lengths: list[int], beyond: float | None = None, longer: int = 0, see
 
 
 def test_config_has_the_name_of_its_module_and_no_other_key(name: str) -> None:
-    Config = lookup.load("model", name).Config
-    assert Config().name == name
-    with pytest.raises(ValidationError, match="name"):
-        Config(name="another")
-    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-        Config(no_such_key=1)
-    with pytest.raises(ValidationError, match="frozen"):
-        Config().name = name
+    checks.check_config(name)
 
 
 def test_initial_weights_depend_on_the_global_generator_alone(name: str) -> None:
-    first, again, other = (build(name, seed).state_dict() for seed in (3, 3, 4))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
+    checks.check_seeded(lambda seed: build(name, seed).state_dict())
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 7, 8, 9, 61])
@@ -165,44 +143,32 @@ def test_other_memory_layouts_and_types_give_the_same(name: str) -> None:
 
 
 def test_state_dict_comes_back_through_safetensors(name: str, tmp_path: Path) -> None:
-    model, other, lengths = in_use(name), build(name, seed=9).eval(), torch.tensor([20])
-    x, path = frames([20]), tmp_path / "model.safetensors"
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
-    with torch.no_grad():
-        assert not torch.equal(model(x, lengths), other(x, lengths))
-        other.load_state_dict(load_file(path))
-        assert torch.equal(model(x, lengths), other(x, lengths))
+    x, lengths = frames([20]), torch.tensor([20])
+    checks.check_round_trip(in_use(name), build(name, seed=9), lambda model: model(x, lengths), tmp_path)
 
 
 def test_every_parameter_has_a_gradient(name: str) -> None:
     model, lengths = build(name), torch.tensor([20, 13])
     F.cross_entropy(model(frames(lengths.tolist()), lengths), torch.tensor([0, 1])).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert torch.isfinite(parameter.grad).all(), key
+    checks.check_gradients(model)
 
 
 def test_autocast_gives_about_the_same_and_float32(name: str) -> None:
     model, lengths = in_use(name), torch.tensor([20, 13])
     x = frames(lengths.tolist())
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(x, lengths)
         assert model.embed(x, lengths).dtype == torch.float32
+    rounded = checks.check_autocast(model, lambda model: model(x, lengths), atol=0.02)
     assert rounded.dtype == torch.float32
-    assert (rounded.softmax(1) - model(x, lengths).softmax(1)).abs().max() < 0.02
     F.cross_entropy(rounded, torch.tensor([0, 1])).backward()
-    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in model.parameters())
+    checks.check_gradients(model)
 
 
 def test_builds_and_runs_on_the_meta_device(name: str) -> None:
+    meta = checks.check_meta(lambda: build(name))
     with torch.device("meta"):
-        meta = build(name)
         logits = meta(torch.empty(2, 938, NUM_FEATURES), torch.empty(2, dtype=torch.int64))
     assert logits.shape == (2, NUM_CLASSES)
-    assert all(p.is_meta for p in meta.parameters())
-    assert {k: v.shape for k, v in meta.state_dict().items()} == {
-        k: v.shape for k, v in build(name).state_dict().items()
-    }
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

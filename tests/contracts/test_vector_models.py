@@ -5,25 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import model_checks as checks
 import pytest
 import torch
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmray import lookup
 from mmray.losses import binary_cross_entropy, multilabel_loss
 
-NAMES = [name for name in lookup.names("model") if lookup.load("model", name).Config.takes == "vectors"]
-pytestmark = pytest.mark.parametrize("name", NAMES)
+pytestmark = pytest.mark.parametrize("name", checks.taking("vectors"))
 
 INPUT_SIZE, NUM_CLASSES, ROWS = 7, 5, 11
 
 
 def build(name: str, seed: int = 0, **settings: Any) -> nn.Module:
     """A small model with every parameter away from 0, so that none is without effect by chance."""
-    torch.manual_seed(seed)
-    model: nn.Module = lookup.load("model", name).Config(**settings).build(INPUT_SIZE, NUM_CLASSES)
+    model = checks.build(name, INPUT_SIZE, NUM_CLASSES, seed=seed, **settings)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
@@ -37,28 +34,11 @@ def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
 
 
 def test_config_has_the_name_of_its_module_and_no_other_key(name: str) -> None:
-    Config = lookup.load("model", name).Config
-    assert Config().name == name
-    assert Config.model_validate({"name": name}) == Config()
-    with pytest.raises(ValidationError, match="name"):
-        Config(name="another")
-    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-        Config(no_such_key=1)
-    with pytest.raises(ValidationError, match="frozen"):
-        Config().inputs = ["mean_rgb"]
+    checks.check_config(name)
 
 
 def test_initial_weights_depend_on_the_global_generator_alone(name: str) -> None:
-    Config = lookup.load("model", name).Config
-
-    def weights(seed: int) -> dict[str, Tensor]:
-        torch.manual_seed(seed)
-        state: dict[str, Tensor] = Config().build(INPUT_SIZE, NUM_CLASSES).state_dict()
-        return state
-
-    first, again, other = weights(3), weights(3), weights(4)
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
+    checks.check_seeded(lambda seed: checks.build(name, INPUT_SIZE, NUM_CLASSES, seed=seed).state_dict())
 
 
 def test_parameters_are_float32_and_logits_have_a_row_and_a_class(name: str) -> None:
@@ -72,19 +52,12 @@ def test_parameters_are_float32_and_logits_have_a_row_and_a_class(name: str) -> 
 
 
 def test_rows_do_not_depend_on_one_another(name: str) -> None:
-    model, (x, _) = build(name).eval(), batch()
-    together = model(x)
-    for row in range(ROWS):
-        torch.testing.assert_close(model(x[row : row + 1])[0], together[row], rtol=1e-5, atol=1e-6)
+    checks.check_rows_apart(build(name), batch()[0], rtol=1e-5, atol=1e-6)
 
 
 def test_state_dict_comes_back_through_safetensors(name: str, tmp_path: Path) -> None:
-    model, other, (x, _) = build(name), build(name, seed=9), batch()
-    assert not torch.equal(model(x), other(x))
-    path = tmp_path / "model.safetensors"
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
-    other.load_state_dict(load_file(path))
-    assert torch.equal(model.eval()(x), other.eval()(x))
+    x, _ = batch()
+    checks.check_round_trip(build(name), build(name, seed=9), lambda model: model(x), tmp_path)
 
 
 @pytest.mark.parametrize("way", ["loss", "logits"])
@@ -92,11 +65,7 @@ def test_every_parameter_has_a_gradient(name: str, way: str) -> None:
     model, (x, labels) = build(name), batch()
     loss = multilabel_loss(model, x, labels) if way == "loss" else binary_cross_entropy(model(x), labels)
     loss.backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert parameter.grad.shape == parameter.shape, key
-        assert torch.isfinite(parameter.grad).all(), key
-        assert parameter.grad.abs().sum() > 0, key
+    checks.check_gradients(model, nonzero=True)
 
 
 def l2_of_weights(model: nn.Module) -> float:
@@ -150,10 +119,6 @@ def test_autocast_leaves_logits_and_loss_close(name: str) -> None:
 
 
 def test_builds_on_the_meta_device(name: str) -> None:
-    Config = lookup.load("model", name).Config
+    checks.check_meta(lambda: build(name))
     with torch.device("meta"):
-        model = Config().build(1152, 4716)
-        assert model(torch.empty(3, 1152)).shape == (3, 4716)
-    assert all(p.is_meta for p in model.parameters())
-    small = build(name)
-    assert [k for k, _ in model.named_parameters()] == [k for k, _ in small.named_parameters()]
+        assert checks.build(name, 1152, 4716)(torch.empty(3, 1152)).shape == (3, 4716)
