@@ -20,7 +20,9 @@ from pydantic import (
     PositiveInt,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     create_model,
+    field_validator,
     model_validator,
 )
 
@@ -29,6 +31,7 @@ from mmray import lookup
 S = TypeVar("S", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+EnsembleMethod = Literal["mean", "max", "geometric", "rank", "median", "weighted", "greedy", "stack", "forest", "soup"]
 
 
 class Section(BaseModel):
@@ -77,40 +80,107 @@ class Optimizer(Section):
     momentum: Momentum = Field(0.0, description="sgd and rmsprop")
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
+    layer_lr: dict[str, PositiveFloat] = Field(
+        {}, description="factor of lr for the parameters that a pattern names; the first pattern that fits counts"
+    )
+    no_weight_decay: tuple[str, ...] = Field((), description="patterns of parameters without weight decay")
 
 
 class Schedule(Section):
-    """Learning rate over time: linear warm-up, then the named shape."""
+    """Learning rate over time: linear warm-up, then the named shape. In a phase it counts from the phase's begin."""
 
     name: Literal["constant", "cosine", "step", "plateau"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     final_fraction: Fraction = Field(0.0, description="cosine: share of lr that is left at the end")
-    every_steps: PositiveInt | None = Field(None, description="step: lr is multiplied by gamma every so many steps")
-    gamma: PositiveFloat = Field(0.5, description="step and plateau: the factor")
-    patience: int = Field(2, ge=0, description="plateau: epochs without a better monitored metric before the factor")
+    every_steps: PositiveInt | None = Field(None, description="step: gamma every so many steps after the warm-up")
+    every_epochs: PositiveInt | None = Field(None, description="step: or every so many epochs, warm-up counted in")
+    gamma: PositiveFloat = Field(0.5, description="step and plateau: what lr is multiplied by each time")
+    weight_decay_gamma: PositiveFloat | None = Field(
+        None, description="step and plateau: what weight decay is multiplied by at the same times"
+    )
+    patience: int = Field(2, ge=0, description="plateau: epochs without a better metric that go by before gamma")
+    min_lr: float = Field(0.0, ge=0, description="plateau: lr falls no lower")
+    monitor: str | None = Field(None, description="plateau: the metric that is to get better; default: train.monitor")
 
     @model_validator(mode="after")
-    def _step_needs_a_length(self) -> Schedule:
-        if self.name == "step" and self.every_steps is None:
-            raise ValueError("schedule.name: step needs schedule.every_steps")
+    def _keys_fit_the_shape(self) -> Schedule:
+        if self.name == "step" and (self.every_steps is None) == (self.every_epochs is None):
+            raise ValueError("schedule.name: step needs one of schedule.every_steps and schedule.every_epochs")
+        meant_for = {
+            "every_steps": ("step",),
+            "every_epochs": ("step",),
+            "weight_decay_gamma": ("step", "plateau"),
+            "min_lr": ("plateau",),
+            "monitor": ("plateau",),
+        }
+        for key, names in meant_for.items():
+            if getattr(self, key) and self.name not in names:
+                raise ValueError(f"{key} has no effect with name: {self.name}; it is for {' and '.join(names)}")
         return self
 
 
 class EarlyStopping(Section):
-    """Stop when the monitored metric has not improved by `min_delta` for `patience` epochs."""
+    """Stop when the monitored metric has not improved by `min_delta` for `patience` epochs.
+
+    In a run of phases it ends the phase, which the next one follows; each phase counts anew.
+    """
 
     patience: PositiveInt = 3
     min_delta: float = Field(0.0, ge=0)
 
 
+class Phase(Section):
+    """A part of the training that trains some parameters and leaves the others as they are; by default it trains all.
+
+    Parameters go by their dotted names in the model; `*` in a pattern stands for anything, dots too.
+    """
+
+    name: str = Field(min_length=1)
+    epochs: PositiveInt
+    train: tuple[str, ...] | None = Field(None, description="patterns: train these parameters alone")
+    freeze: tuple[str, ...] | None = Field(None, description="patterns: train all parameters but these")
+    from_layer: str | None = Field(None, description="a module: train it and all that comes after it in the model")
+    lr: PositiveFloat | None = Field(None, description="peak learning rate; default: train.optimizer.lr")
+    schedule: Schedule | None = Field(None, description="default: train.schedule")
+    start_from: Literal["last", "best"] = Field("last", description="which weights of those so far it begins with")
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Phase:
+        given = [key for key in ("train", "freeze", "from_layer") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} cannot both say what is trained; keep one of them")
+        return self
+
+
+class Penalty(Section):
+    """What is added to the loss for the weights w of some parameters: l1 * sum |w| + l2 * sum w^2, as in Keras."""
+
+    parameters: str = Field(description="pattern of their names")
+    l1: float = Field(0.0, ge=0)
+    l2: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Penalty:
+        if not self.l1 and not self.l2:
+            raise ValueError("it has neither l1 nor l2 above 0; give one, or remove it")
+        return self
+
+
 class Train(Section):
     """The training loop."""
 
-    epochs: PositiveInt = 5
+    phases: tuple[Phase, ...] = Field((), description="parts of the training that differ in what is trained and how")
+    epochs: PositiveInt = Field(
+        None, validate_default=True, description="with phases: the sum of theirs", json_schema_extra={"default": 5}
+    )
     batch_size: PositiveInt = Field(512, description="rows per optimiser step, over all workers together")
     accumulate: PositiveInt = Field(1, description="micro-batches a step is computed in, to save memory")
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    penalties: tuple[Penalty, ...] = ()
+    ema_decay: Momentum | None = Field(
+        None, description="validate and predict with a moving average of the weights, of which so much is kept a step"
+    )
     clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "bf16", "auto"] = Field("auto", description="auto: bf16 where it is fast")
     compile: bool = False
@@ -121,6 +191,47 @@ class Train(Section):
     keep_best: PositiveInt = 1
     checkpoint_every_steps: PositiveInt | None = Field(None, description="also within an epoch")
     log_every_steps: PositiveInt = 20
+
+    @field_validator("phases")
+    @classmethod
+    def _phases_in_order(cls, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        names = [phase.name for phase in phases]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the name {name!r} stands {names.count(name)} times; give each phase its own")
+        if phases and phases[0].start_from == "best":
+            raise ValueError(f"phase {names[0]!r} is the first: there is no best checkpoint for it to start from")
+        return phases
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _epochs_left_out(cls, epochs: Any, given: ValidationInfo) -> Any:
+        total = sum(phase.epochs for phase in given.data.get("phases", ()))
+        return (total or 5) if epochs is None else epochs
+
+    @field_validator("epochs")
+    @classmethod
+    def _epochs_of_the_phases(cls, epochs: int, given: ValidationInfo) -> int:
+        total = sum(phase.epochs for phase in given.data.get("phases", ()))
+        if total and epochs != total:
+            raise ValueError(f"those of train.phases add up to {total}; leave train.epochs out")
+        return epochs
+
+    @model_validator(mode="after")
+    def _rates_fit_the_schedules(self) -> Train:
+        for phase in self.each_phase:
+            lr, schedule = phase.lr or self.optimizer.lr, phase.schedule or self.schedule
+            of = f" of phase {phase.name!r}" if self.phases else ""
+            if schedule.min_lr > lr:
+                raise ValueError(f"schedule.min_lr={schedule.min_lr:g}{of} is above its lr={lr:g}; lower it")
+            if schedule.weight_decay_gamma and not self.optimizer.weight_decay:
+                raise ValueError(f"schedule.weight_decay_gamma{of} has no effect without optimizer.weight_decay")
+        return self
+
+    @property
+    def each_phase(self) -> tuple[Phase, ...]:
+        """The phases; where there are none, the whole training as one that trains all."""
+        return self.phases or (Phase(name="train", epochs=self.epochs),)
 
 
 class Predict(Section):
@@ -138,6 +249,30 @@ class Published(Section):
     scores: dict[str, dict[str, float]] = Field(description="evaluation (test, val, a corpus) -> metric -> value")
 
 
+class Forest(Section):
+    """The random forest over candidate classes."""
+
+    trees: PositiveInt = 1000
+    min_samples_leaf: PositiveInt = 1
+    trees_a_task: PositiveInt = Field(25, description="grown by one task; they are the same trees whatever it is")
+
+
+class Ensemble(Section):
+    """What the folder of an ensemble is made of; `mmray ensemble` writes it.
+
+    The run's `task`, `dataset` and `model` are then those of its first member, by which rows and labels are read; no
+    model of its own was trained, but for `soup`, whose weights are the mean of the members'.
+    """
+
+    method: EnsembleMethod
+    members: tuple[str, ...] = Field(min_length=2, description="run folders, by name")
+    missing: Literal["error", "intersect"] = Field("error", description="ids that a member lacks: refuse, or leave out")
+    candidates: PositiveInt = Field(20, description="learned methods: best classes of each member that are looked at")
+    max_candidates: PositiveInt = Field(2_000_000, description="learned methods: about so many of val are learned from")
+    rounds: PositiveInt = Field(30, description="greedy: members chosen at most, the same ones counted again")
+    forest: Forest = Forest()
+
+
 class Resources(Section):
     """What the run asks of the cluster."""
 
@@ -150,6 +285,54 @@ class Resources(Section):
     max_failures: int = Field(
         2, ge=0, description="how often lost workers are replaced, going on from the last checkpoint"
     )
+
+
+class _Named(Section):
+    """A section of which the name alone will do: `stopper: asha` is short for `stopper: {name: asha}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, values: Any) -> Any:
+        return {"name": values} if isinstance(values, str) else values
+
+
+class Sampler(_Named):
+    """Who chooses the values of the next trial."""
+
+    name: Literal["tpe", "gp", "cmaes", "nsga2", "random", "grid", "pbt"] = "tpe"
+    seed: int = Field(0, ge=0)
+    startup_trials: PositiveInt = Field(10, description="tpe and gp: trials drawn at random before the model is asked")
+    population: PositiveInt | None = Field(None, description="nsga2 and pbt: trials a generation")
+    interval_epochs: PositiveInt = Field(1, description="pbt: epochs a generation")
+    quantile: float = Field(0.25, gt=0, le=0.5, description="pbt: share that is replaced by copies of the best")
+
+
+class Stopper(_Named):
+    """Who ends hopeless trials early, by the objective after each epoch."""
+
+    name: Literal["none", "asha", "median", "hyperband"] = "none"
+    min_epochs: PositiveInt = Field(1, description="no trial ends before")
+    factor: int = Field(3, ge=2, description="asha and hyperband: one in so many goes on, for so many times the epochs")
+
+
+class Tune(Section):
+    """A search over runs that differ from this one in the keys of `space`: see `mmray.tuning`."""
+
+    space: dict[str, Any] = Field(min_length=1, description="dotted key -> range of its values")
+    objectives: dict[str, Literal["max", "min"]] | None = Field(
+        None, min_length=1, description="metric -> which of its ends is better; default: what the task monitors"
+    )
+    samples: PositiveInt | None = Field(None, description="trials; default 20, or the whole of a grid")
+    time_budget_s: PositiveFloat | None = Field(None, description="of one call; the next one goes on")
+    concurrency: PositiveInt | None = Field(None, description="trials at a time; default: as many as fit")
+    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="each trial trains once a seed and is judged by the mean"
+    )
+    points: list[Literal["default"] | dict[str, Any]] = Field([], description="tried first; default: the run's values")
+    sampler: Sampler = Sampler()
+    stopper: Stopper = Stopper()
+    keep_best: PositiveInt = Field(3, description="trials whose checkpoints are kept")
+    storage: str = Field("sqlite", description="sqlite or journal: a file of the study; or the URL of a database")
 
 
 class Run(Section):
@@ -166,6 +349,8 @@ class Run(Section):
     predict: Predict = Predict()
     resources: Resources = Resources()
     published: Published | None = None
+    ensemble: Ensemble | None = None
+    tune: Tune | None = None
 
     MODULES: ClassVar[tuple[str, ...]] = ("task", "dataset", "model")
 
@@ -336,6 +521,8 @@ def _section_at(
     """The model class that validates the section at `location`, to list its keys."""
     section = schema
     for part in location:
+        if isinstance(part, int):  # one of a list
+            continue
         if section is Run and part in modules:
             section = modules[str(part)][0]
             continue
@@ -348,7 +535,7 @@ def _section_at(
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if get_origin(annotation) in (Union, UnionType, Annotated):
+    if get_origin(annotation) in (Union, UnionType, Annotated, tuple, list):
         for inner in get_args(annotation):
             yield from _models_in(inner)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):

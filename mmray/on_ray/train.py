@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import math
 import os
 import tempfile
 import threading
@@ -21,10 +20,12 @@ from mmray import config, prepared
 from mmray.console import Advance, progress, say
 from mmray.files import locked
 from mmray.on_ray import runtime
+from mmray.on_ray.plan import cluster_of_ray, plan
 from mmray.on_ray.prepare import prepare, prepare_for
 from mmray.schema import DatasetInfo
+from mmray.study import is_study
 from mmray.tasks import Task, build, monitored
-from mmray.training import run_folder
+from mmray.training import phases, run_folder
 from mmray.training.checkpoint import TrainState, best, last
 from mmray.training.optimisation import is_finished
 from mmray.training.run_folder import new_lines
@@ -35,22 +36,25 @@ def train(run: config.Run, verbose: bool = False) -> Path:
 
     ValueError where the run does not fit its data or the cluster, before anything is launched.
     """
+    run = run.model_copy(update={"tune": None})
     run_dir = run.run_dir
+    if is_study(run_dir):
+        raise ValueError(f"{run_dir} holds a search; give this run a name of its own, --set name=...")
     with locked(run_dir.with_name(f".{run_dir.name}.lock"), f"training {run_dir}", wait=False):
         begun = run_folder.is_begun(run_dir)
         folder = prepare_for(run, run_dir, verbose) if begun else prepare(run, verbose)
         info = prepared.read_info(folder)
         task = build(run, info)
-        _check_rows(run, task)
+        check_rows(run, task)
         run_folder.open_run(run, info)
-        _say_size(run, task)
+        _check_model(run, task)
         before = last(run_dir)
         if before and is_finished(run.train, before.monitored, monitored(run, task)[1]):
             say(f"{run_dir} is finished already: {_summary(before)}")
             return run_dir
         runtime.start(verbose)
-        scaling = plan_workers(run.resources, runtime.cluster_cpus(), runtime.cluster_gpus())
-        _fit(run, folder.absolute(), run_dir.absolute(), info, scaling)
+        placed = plan(run, cluster_of_ray(), info=info)
+        _fit(run, folder.absolute(), run_dir.absolute(), info, placed.scaling)
     done, finest = last(run_dir), best(run_dir, *monitored(run, task))
     assert done is not None  # fit() returned without an error
     say(f"trained {run_dir}: {_summary(done)}")
@@ -59,14 +63,16 @@ def train(run: config.Run, verbose: bool = False) -> Path:
     return run_dir
 
 
-def _say_size(run: config.Run, task: Task) -> None:
+def _check_model(run: config.Run, task: Task) -> None:
+    """Say how large the model is; ValueError where the run names parameters that it has not."""
     with torch.device("meta"):
         model = task.build_model()
+    phases.check_patterns(run.train, model)
     facts = {"parameters": sum(p.numel() for p in model.parameters()), **task.describe(model)}
     say(f"{run.name}: " + ", ".join(f"{value:,.0f} {name.replace('_', ' ')}" for name, value in facts.items()))
 
 
-def _check_rows(run: config.Run, task: Task) -> None:
+def check_rows(run: config.Run, task: Task) -> None:
     """ValueError where the rows are too few for a step, lack labels, or a step is too small for the workers."""
     info = task.info
     batch_size, workers = run.train.batch_size, run.resources.num_workers
@@ -89,42 +95,6 @@ def _check_rows(run: config.Run, task: Task) -> None:
                 f"{split.rows - split.labelled_rows:,} of {split.rows:,} rows in split {name!r} of {info.id} have no "
                 f"label; label them, or leave them out"
             )
-
-
-def plan_workers(resources: config.Resources, cpus: float, gpus: float) -> dict[str, Any]:
-    """Arguments of Ray's ScalingConfig; ValueError with the arithmetic where the cluster is too small."""
-    workers = resources.num_workers
-    use_gpu = gpus >= workers if resources.use_gpu == "auto" else resources.use_gpu
-    if use_gpu and gpus < workers:
-        raise ValueError(
-            f"resources.num_workers={workers} needs {workers} GPUs, one a worker; the cluster has {gpus:g}. "
-            f"Set resources.num_workers={int(gpus) or 1} or resources.use_gpu=false"
-        )
-    if gpus and not use_gpu and resources.use_gpu == "auto":
-        say(f"training on CPUs: resources.num_workers={workers} is more than the cluster's {gpus:g} GPUs")
-    # Ray Data tasks that feed the workers need a CPU of their own, or nothing ever moves.
-    kept = 1.0 if resources.feed == "ray_data" else 0.0
-    if cpus <= kept:
-        raise ValueError(
-            f"resources.feed: ray_data needs a CPU beside the workers; the cluster has {cpus:g}: feed=thread"
-        )
-    share = resources.cpus_per_worker or min(1.0, (cpus - kept) / workers)
-    if share * workers + kept > cpus + 1e-9:
-        raise ValueError(
-            f"resources.cpus_per_worker={share:g} x num_workers={workers} + {kept:g} for the feed = "
-            f"{share * workers + kept:g} CPUs; the cluster has {cpus:g}. "
-            f"Set resources.cpus_per_worker={_down((cpus - kept) / workers):g} or less"
-        )
-    return {
-        "num_workers": workers,
-        "use_gpu": use_gpu,
-        "resources_per_worker": {"CPU": _down(share)} | ({"GPU": 1} if use_gpu else {}),
-    }
-
-
-def _down(cpus: float) -> float:
-    """Rounded down to what Ray can count, so that equal shares never add up to more than the whole."""
-    return math.floor(cpus * 1000) / 1000
 
 
 def _fit(run: config.Run, folder: Path, run_dir: Path, info: DatasetInfo, scaling: dict[str, Any]) -> None:
@@ -172,7 +142,6 @@ def _work(settings: dict[str, Any]) -> None:
     """One worker: build the context of the loop from Ray's, and run it."""
     import ray.train
     import ray.train.torch
-    import torch
 
     from mmray.training import feed
     from mmray.training.context import Context
@@ -183,16 +152,21 @@ def _work(settings: dict[str, Any]) -> None:
     ray_context = ray.train.get_context()
     rank, world_size = ray_context.get_world_rank(), ray_context.get_world_size()
     device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        share = len(os.sched_getaffinity(0)) // ray_context.get_local_world_size()
-        torch.set_num_threads(max(1, int(run.resources.cpus_per_worker or share)))
-        _keep_freed_memory()
-    else:
-        torch.set_float32_matmul_precision("high")
+    share = len(os.sched_getaffinity(0)) // ray_context.get_local_world_size()
+    set_up_process(device, int(run.resources.cpus_per_worker or share))
     context = Context(run_dir, device, rank, world_size, report=ray.train.report)
     task = build(run, prepared.read_info(folder))
     read = _ray_data_tables if run.resources.feed == "ray_data" else prepared.train_tables
     fit(run, task, *feed.tables(run, task, folder, context, read), context)
+
+
+def set_up_process(device: torch.device, num_threads: int) -> None:
+    """Set this process up to train on a device; `num_threads` at least one, on CPUs."""
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, num_threads))
+        _keep_freed_memory()
+    else:
+        torch.set_float32_matmul_precision("high")
 
 
 def _keep_freed_memory() -> None:

@@ -1,8 +1,9 @@
-"""Checkpoints: `checkpoints/step-00001200/` with three files, none of them a pickle.
+"""Checkpoints: `checkpoints/step-00001200/` with three or four files, none of them a pickle.
 
-    model.safetensors       the weights
+    model.safetensors       the weights that predict: with `train.ema_decay` the averaged ones
+    unaveraged.safetensors  with `train.ema_decay`: the parameters that training goes on from
     optimizer.safetensors   the optimiser's tensors, named "<parameter number>.<key>"
-    state.json              where training stood: epoch, step, monitored metric, class count
+    state.json              where training stood: epoch, step, monitored metric
 
 A checkpoint is written aside and renamed: one that exists is whole. The last one and the best are kept.
 """
@@ -10,6 +11,7 @@ A checkpoint is written aside and renamed: one that exists is whole. The last on
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from mmray.files import delete_folder, delete_leftovers, publish_folder
 class TrainState(BaseModel):
     """Where training stands: `epoch` and `step_in_epoch` are of the next step to do, `step` counts all done.
 
-    `monitored` has the monitored metric of every finished epoch and `metrics` all metrics of these very weights.
+    `monitored` has the monitored metric of every finished epoch, from which follows which phase an epoch belongs to:
+    see `mmray.training.optimisation.current_phase`. `watched` has those that plateau schedules name, in the same way,
+    and `metrics` all metrics of these very weights.
     Within an epoch, `epoch_loss` sums the losses of its steps and `unlogged_loss` those of steps not logged yet.
     """
 
@@ -33,19 +37,28 @@ class TrainState(BaseModel):
     step_in_epoch: int = 0
     step: int = 0
     monitored: list[float] = []
+    watched: dict[str, list[float]] = {}
     metrics: dict[str, float] = {}
     epoch_loss: float = 0.0
     unlogged_loss: float = 0.0
 
 
-def save(run_dir: Path, state: TrainState, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Path:
-    """Write a checkpoint whole and return its folder."""
+def save(
+    run_dir: Path,
+    state: TrainState,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write a checkpoint whole and return its folder. `averaged`: the parameters that predict, if not the model's."""
     root = run_dir / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     delete_leftovers(root)
     aside = Path(tempfile.mkdtemp(dir=root, prefix=".writing-"))
     aside.chmod(0o755)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, aside / "model.safetensors")
+    _save({**model.state_dict(), **(averaged or {})}, aside / "model.safetensors")
+    if averaged is not None:
+        _save(dict(model.named_parameters()), aside / "unaveraged.safetensors")
     save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
     (aside / "state.json").write_text(state.model_dump_json(indent=2))
     final = folder_of(run_dir, state.step)
@@ -95,6 +108,11 @@ def load_model(folder: Path, model: torch.nn.Module) -> None:
     load_tensors(model, load_file(folder / "model.safetensors"), f"{folder} is a checkpoint")
 
 
+def load_unaveraged(folder: Path, model: torch.nn.Module) -> None:
+    """Give a model whose weights `load_model` has loaded the parameters that training goes on from."""
+    model.load_state_dict(model.state_dict() | load_file(folder / "unaveraged.safetensors"))
+
+
 def load_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
     """Load weights by their names; ValueError, which says `what` they are, naming every parameter that does not fit."""
     expected = model.state_dict()
@@ -117,6 +135,10 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -9,10 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from mmray import config
-from mmray.prepared import SplitReader, TrainOrder, shard_of_rows, train_order, train_tables
+from mmray.prepared import Int64s, SplitReader, TrainOrder, shard_of_rows, train_order, train_tables
 from mmray.tasks import Batch, Task
 from mmray.training.context import Context
 
@@ -44,8 +45,20 @@ def tables(
     return train_of, val_of
 
 
-def micro_batches(table: pa.Table, collate: Callable[[pa.Table], Batch], accumulate: int) -> list[Batch]:
-    """The rows of one step as `accumulate` batches, equal in size up to one row."""
+def micro_batches(
+    table: pa.Table,
+    collate: Callable[[pa.Table], Batch],
+    accumulate: int,
+    lengths: Callable[[pa.Table], Int64s | None] | None = None,
+) -> list[Batch]:
+    """The rows of one step as `accumulate` batches, equal in size up to one row.
+
+    `lengths` says how long each row is, or None where that does not matter: rows of like length then stand in one
+    batch, from the shortest on. Which rows make up the step stays as it is, and with it the mean of their gradients.
+    """
+    length_of_rows = lengths(table) if lengths and accumulate > 1 else None
+    if length_of_rows is not None:
+        table = table.take(pa.array(np.argsort(length_of_rows, kind="stable")))
     bounds = [i * table.num_rows // accumulate for i in range(accumulate + 1)]
     return [collate(table.slice(low, high - low)) for low, high in pairwise(bounds) if high > low]
 

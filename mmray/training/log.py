@@ -33,9 +33,12 @@ class RunLog:
             for summary in hparams(plain, {monitor: None}):  # type: ignore[no-untyped-call]
                 self._board._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
-    def write(self, event: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Add one line. `step` counts finished optimiser steps."""
-        line = {"event": event, "epoch": epoch, "step": step, **values, "time_s": time.perf_counter() - self._began}
+    def write(
+        self, event: str, epoch: int, step: int, values: Mapping[str, float], labels: Mapping[str, str | int]
+    ) -> None:
+        """Add one line. `step` counts finished optimiser steps; `labels` is what is no curve: TensorBoard lacks it."""
+        time_s = time.perf_counter() - self._began
+        line = {"event": event, "epoch": epoch, "step": step, **labels, **values, "time_s": time_s}
         self._file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             tag = name if "/" in name else f"speed/{name}"

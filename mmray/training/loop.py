@@ -23,24 +23,45 @@ from mmray.training.checkpoint import TrainState
 from mmray.training.context import Context
 from mmray.training.feed import TrainTables, ValTables, ahead, micro_batches
 from mmray.training.log import RunLog
-from mmray.training.optimisation import build_optimizer, is_finished, learning_rate
+from mmray.training.optimisation import (
+    Average,
+    Progress,
+    build_optimizer,
+    current_phase,
+    is_finished,
+    learning_rate,
+    set_rates,
+    weight_decay,
+)
+from mmray.training.phases import (
+    Penalties,
+    check_patterns,
+    frozen_norms,
+    penalties_of,
+    total_penalty,
+    trained_parameters,
+)
 
 
 def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValTables, context: Context) -> TrainState:
-    """Train until `train.epochs` or early stopping, from the last checkpoint of the run folder if there is one.
+    """Train until the end of the last phase, from the last checkpoint of the run folder if there is one.
 
     `train_tables(epoch, step)` gives this rank's rows of each step of `epoch` from `step` on; `val_tables()` this
-    rank's part of the validation rows, each row on exactly one rank. Raises FloatingPointError when the loss is no
-    longer finite.
+    rank's part of the validation rows, each row on exactly one rank. ValueError where `train` names parameters that
+    the model does not have; FloatingPointError when the loss is no longer finite.
     """
     torch.manual_seed(run.seed)
     model = task.build_model().to(context.device)
-    optimizer = build_optimizer(run.train.optimizer, model.parameters())
+    check_patterns(run.train, model)
+    optimizer = build_optimizer(run.train.optimizer, model)
     state = checkpoint.last(context.run_dir) or TrainState()
+    folder = checkpoint.folder_of(context.run_dir, state.step)
     if state.step:
-        folder = checkpoint.folder_of(context.run_dir, state.step)
         checkpoint.load_model(folder, model)
         checkpoint.load_optimizer(folder, optimizer)
+    average = Average(model, run.train.ema_decay) if run.train.ema_decay is not None else None
+    if state.step and average:
+        checkpoint.load_unaveraged(folder, model)
     if context.rank == 0:
         num_parameters = sum(p.numel() for p in model.parameters())
         run_folder.write_environment(
@@ -51,15 +72,17 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
             **task.describe(model),
         )
     monitor, maximise = monitored(run, task)
-    step_loss = _step_loss(task, model, run.train, context)
+    if run.train.compile:
+        model.compile()  # the model's own forward; a loss that a model computes by hand stays as it is
     with _log(run, state, monitor, context) as log:
-        epoch = _Epoch(run, task, model, step_loss, optimizer, context, log)
+        epoch = _Epoch(run, task, model, optimizer, average, context, log)
         while not is_finished(run.train, state.monitored, maximise):
+            epoch.enter_phase(state)
             metrics = epoch.train(state, train_tables)
             metrics |= epoch.validate(val_tables)
-            state = _after_epoch(state, metrics, monitor)
+            state = _after_epoch(state, metrics, monitor, run.train)
             if log:
-                log.write("epoch", state.epoch - 1, state.step, metrics)
+                log.write("epoch", state.epoch - 1, state.step, metrics, epoch.labels)
             epoch.save(state)
             context.report(metrics)
     context.wait_for_all()
@@ -67,47 +90,100 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
 
 
 class _Epoch:
-    """What stays the same from step to step."""
+    """What stays the same from step to step. What a phase has of its own is set by `enter_phase`."""
+
+    phase: config.Phase
+    first_epoch: int
+    schedule: config.Schedule
+    step_loss: nn.Module
+    penalties: Penalties
+    frozen_norms: list[nn.Module]
 
     def __init__(
         self,
         run: config.Run,
         task: Task,
         model: nn.Module,
-        step_loss: nn.Module,
         optimizer: torch.optim.Optimizer,
+        average: Average | None,
         context: Context,
         log: RunLog | None,
     ) -> None:
-        self.run, self.task, self.model, self.step_loss = run, task, model, step_loss
-        self.optimizer, self.context, self.log = optimizer, context, log
+        self.run, self.task, self.model = run, task, model
+        self.optimizer, self.average, self.context, self.log = optimizer, average, context, log
         self.autocast = torch.autocast(
             context.device.type, torch.bfloat16, enabled=uses_bf16(run.train, context.device)
         )
         self.monitor, self.maximise = monitored(run, task)
         self.steps_per_epoch = task.info.split("train").rows // run.train.batch_size
+        self.trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.number: int | None = None
+        self.labels: dict[str, str | int] = {}
+
+    def enter_phase(self, state: TrainState) -> None:
+        """Be set up for the phase that the epoch of `state` belongs to."""
+        number, self.first_epoch = current_phase(self.run.train, state.monitored, self.maximise)
+        if number == self.number:
+            return
+        self.number, self.phase = number, self.run.train.each_phase[number]
+        self.schedule = self.phase.schedule or self.run.train.schedule
+        if state.epoch == self.first_epoch and not state.step_in_epoch:
+            self._begin_phase()
+        trained = trained_parameters(self.phase, self.model) & self.trainable
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trained)
+            if name not in trained:
+                self.optimizer.state.pop(parameter, None)  # what a later phase trains again begins without a past
+        if self.run.train.compile:
+            torch.compiler.reset()  # what was compiled before has no gradients for what was frozen then
+        self.frozen_norms = frozen_norms(self.model)
+        self.penalties = penalties_of(self.run.train, self.model)
+        self.step_loss = _StepLoss(self.task, self.model, self.penalties)
+        if self.context.world_size > 1:  # anew, for it sends the gradients of what was trained when it was made
+            self.step_loss = nn.parallel.DistributedDataParallel(self.step_loss, gradient_as_bucket_view=True)
+        if self.run.train.phases:
+            num_trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+            self.labels = {"phase": self.phase.name, "trained_parameters": num_trained}
+
+    def _begin_phase(self) -> None:
+        """Have the weights that a phase begins with: those that predict, as the phase before left them or the best."""
+        if self.average:
+            self.average.restore()
+        if self.phase.start_from == "best":
+            self.context.wait_for_all()  # rank 0 has just written the last
+            best = checkpoint.best(self.context.run_dir, self.monitor, self.maximise)
+            folder = checkpoint.folder_of(self.context.run_dir, best.step)
+            checkpoint.load_model(folder, self.model)
+            checkpoint.load_optimizer(folder, self.optimizer)
+            if self.average:
+                self.average = Average(self.model, self.average.decay)
 
     def train(self, state: TrainState, train_tables: TrainTables) -> dict[str, float]:
         """Do the rest of the epoch that `state` stands in, moving `state` on; return its training metrics."""
         settings, context = self.run.train, self.context
-        num_steps = settings.epochs * self.steps_per_epoch
+        schedule, peak = self.schedule, self.phase.lr or settings.optimizer.lr
         parameters = list(self.model.parameters())
         # A run that goes on within an epoch takes up the sums of its losses, so that its log is the undisturbed one.
         unlogged_steps = min(state.step_in_epoch, state.step % settings.log_every_steps)
         clock = _Clock(context, unlogged_steps, state.unlogged_loss)
         whole = _Clock(context, state.step_in_epoch, state.epoch_loss)
         self.step_loss.train()
+        for norm in self.frozen_norms:
+            norm.eval()
+
+        lengths = getattr(self.task, "lengths", None)
 
         def steps() -> Iterator[list[Batch]]:
             for table in train_tables(state.epoch, state.step_in_epoch):
                 table = self.task.augmented(table, state.epoch)
-                batches = micro_batches(table, self.task.collate, settings.accumulate)
+                batches = micro_batches(table, self.task.collate, settings.accumulate, lengths)
                 yield [b.pinned() for b in batches] if context.device.type == "cuda" else batches
 
         for batches in clock.waiting(whole.waiting(ahead(steps))):
-            rate = learning_rate(settings, state.step, num_steps, state.monitored, self.maximise)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            progress = self._progress(state)
+            rate = learning_rate(schedule, peak, progress)
+            decay = weight_decay(schedule, settings.optimizer.weight_decay, progress)
+            set_rates(self.optimizer, rate, decay)
             torch.manual_seed(
                 int(np.random.SeedSequence([self.run.seed, state.step, context.rank]).generate_state(1)[0])
             )
@@ -117,11 +193,14 @@ class _Epoch:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             state.step += 1
+            if self.average:
+                self.average.update(progress.steps + 1)
             state.step_in_epoch += 1
             for each in (clock, whole):
                 each.add(sum(b.num_rows for b in batches), loss)
+            rates = {"lr": rate} | ({"weight_decay": decay} if schedule.weight_decay_gamma else {})
             if state.step % settings.log_every_steps == 0:
-                self._log_steps(state, clock, rate)
+                self._log_steps(state, clock, rates)
                 clock.restart()
             every = settings.checkpoint_every_steps
             if every and state.step % every == 0 and state.step_in_epoch < self.steps_per_epoch:
@@ -130,12 +209,26 @@ class _Epoch:
                 self.save(state.model_copy(update={"metrics": {}, **sums}))  # these weights were not validated
         measured = whole.measured()
         _require_finite(measured["train/loss"], state, rate)
+        penalty = {"train/penalty": total_penalty(self.penalties).item()} if settings.penalties else {}
         return {
             **measured,
-            "lr": rate,
+            **penalty,
+            **rates,
             "train_rows": state.step_in_epoch * settings.batch_size,
             "epoch_s": whole.elapsed_s,
         }
+
+    def _progress(self, state: TrainState) -> Progress:
+        """How far the phase has come after the steps that are done."""
+        name = self.schedule.monitor or self.monitor
+        watched = state.monitored if name == self.monitor else state.watched.get(name, [])
+        return Progress(
+            steps=state.step - self.first_epoch * self.steps_per_epoch,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=self.phase.epochs,
+            watched=watched[self.first_epoch :],
+            maximise=self.task.maximise if name == self.task.monitor else not name.endswith("loss"),
+        )
 
     def _forward_backward(self, batches: list[Batch]) -> torch.Tensor:
         """Gradients of one step, averaged over its global batch; returns this rank's share of the mean loss."""
@@ -146,25 +239,29 @@ class _Epoch:
             no_sync = getattr(self.step_loss, "no_sync", None)
             with contextlib.nullcontext() if last or no_sync is None else no_sync():
                 with self.autocast:
-                    # DDP averages gradients over ranks: weighting by rows makes that the mean over the global batch.
-                    loss = self.step_loss(batch.to(self.context.device)) * (batch.num_rows / rows)
-                loss.backward()
-            total += loss.detach()
+                    # DDP averages gradients over ranks: weighting by rows makes that the mean over the global batch,
+                    # and the penalty, which stands in every micro-batch, count once.
+                    loss, objective = self.step_loss(batch.to(self.context.device))
+                    share = batch.num_rows / rows
+                    objective = objective * share
+                objective.backward()
+            total += loss.detach() * share
         return total / self.context.world_size
 
-    def _log_steps(self, state: TrainState, clock: _Clock, rate: float) -> None:
+    def _log_steps(self, state: TrainState, clock: _Clock, rates: dict[str, float]) -> None:
         measured = clock.measured()
-        _require_finite(measured["train/loss"], state, rate)
+        _require_finite(measured["train/loss"], state, rates["lr"])
         if self.log:
-            self.log.write("step", state.epoch, state.step, {**measured, "lr": rate})
+            self.log.write("step", state.epoch, state.step, measured | rates, self.labels)
 
     def validate(self, val_tables: ValTables) -> dict[str, float]:
         """Metrics over every validation row, on every rank."""
         self.step_loss.eval()
         self.context.equalise(self.model.buffers())  # running statistics; a checkpoint has those of rank 0
         metrics, loss, rows = self.task.new_metrics(), 0.0, 0
+        averaged = self.average.in_the_model() if self.average else contextlib.nullcontext()
         # In full precision, as predictions are made: bfloat16 would round neighbouring scores to the same value.
-        with torch.inference_mode():
+        with averaged, torch.inference_mode():
             for batch in ahead(lambda: map(self.task.collate, val_tables())):
                 on_device = batch.to(self.context.device)
                 scores, batch_loss = self.task.evaluate(self.model, on_device)
@@ -188,7 +285,8 @@ class _Epoch:
     def save(self, state: TrainState) -> None:
         """Write a checkpoint and delete those no longer wanted; rank 0 alone."""
         if self.context.rank == 0:
-            checkpoint.save(self.context.run_dir, state, self.model, self.optimizer)
+            averaged = self.average.tensors if self.average else None
+            checkpoint.save(self.context.run_dir, state, self.model, self.optimizer, averaged)
             checkpoint.prune(self.context.run_dir, self.monitor, self.maximise, self.run.train.keep_best)
 
 
@@ -201,14 +299,18 @@ def _require_finite(loss: float, state: TrainState, rate: float) -> None:
 
 
 class _StepLoss(nn.Module):
-    """Model and loss as one module, so that DDP sees the whole of a step."""
+    """Model and loss as one module, so that DDP sees the whole of a step.
 
-    def __init__(self, task: Task, model: nn.Module) -> None:
+    Gives the task's loss, and what is minimised: with penalties on top.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, penalties: Penalties) -> None:
         super().__init__()
-        self.task, self.model = task, model
+        self.task, self.model, self.penalties = task, model, penalties
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        return self.task.loss(self.model, batch)
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = self.task.loss(self.model, batch)
+        return loss, loss + total_penalty(self.penalties) if self.penalties else loss
 
 
 class _Clock:
@@ -271,15 +373,6 @@ def uses_bf16(settings: config.Train, device: torch.device) -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
-def _step_loss(task: Task, model: nn.Module, settings: config.Train, context: Context) -> nn.Module:
-    if settings.compile:
-        model.compile()  # the model's own forward; a loss that a model computes by hand stays as it is
-    step_loss = _StepLoss(task, model)
-    if context.world_size > 1:
-        return nn.parallel.DistributedDataParallel(step_loss, gradient_as_bucket_view=True)
-    return step_loss
-
-
 def _log(
     run: config.Run, state: TrainState, monitor: str, context: Context
 ) -> contextlib.AbstractContextManager[RunLog | None]:
@@ -291,10 +384,19 @@ def _log(
     return RunLog(context.run_dir, state.step, settings, monitor)
 
 
-def _after_epoch(state: TrainState, metrics: dict[str, float], monitor: str) -> TrainState:
-    if monitor not in metrics:
-        choices = sorted(name for name in metrics if name.startswith("val/"))
-        raise ValueError(f"train.monitor={monitor!r} is not a metric of this task; choose from {choices}")
+def _after_epoch(state: TrainState, metrics: dict[str, float], monitor: str, train: config.Train) -> TrainState:
+    """The state at the end of an epoch; ValueError where it has no metric that the run goes by."""
+    schedules = [train.schedule, *(phase.schedule for phase in train.phases if phase.schedule)]
+    watched = {schedule.monitor for schedule in schedules if schedule.monitor}
+    for name in [monitor, *sorted(watched)]:
+        if name not in metrics:
+            key = "monitor" if name == monitor else "schedule.monitor"
+            choices = sorted(name for name in metrics if name.startswith("val/"))
+            raise ValueError(f"train.{key}={name!r} is not a metric of this task; choose from {choices}")
     return TrainState(
-        epoch=state.epoch + 1, step=state.step, monitored=[*state.monitored, metrics[monitor]], metrics=metrics
+        epoch=state.epoch + 1,
+        step=state.step,
+        monitored=[*state.monitored, metrics[monitor]],
+        watched={name: [*state.watched.get(name, []), metrics[name]] for name in watched},
+        metrics=metrics,
     )

@@ -140,6 +140,8 @@ def _cpu_model() -> str:
 def _may_change(key: str, run: config.Run) -> bool:
     if key == "train.epochs" and run.train.schedule.name == "cosine":
         return False  # the end of the run shapes every learning rate of it
+    if key.startswith("train.early_stopping") and run.train.phases:
+        return False  # it says which phase an epoch of the past belongs to
     return any(key == may or key.startswith(f"{may}.") for may in _MAY_CHANGE)
 
 

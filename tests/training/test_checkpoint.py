@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_round_trip(tmp_path: Path) -> None:
     for number in before:
         for key in before[number]:
             assert torch.equal(before[number][key], after[number][key])
+
+
+def test_averaged_weights_predict_and_the_others_go_on(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    averaged = {name: torch.full_like(parameter, 7.0) for name, parameter in model.named_parameters()}
+    folder = checkpoint.save(tmp_path, TrainState(step=3), model, optimizer, averaged)
+    fresh, _ = trained()
+    checkpoint.load_model(folder, fresh)
+    assert all(torch.equal(parameter, averaged[name]) for name, parameter in fresh.named_parameters())
+    checkpoint.load_unaveraged(folder, fresh)
+    assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_checkpoint_of_an_older_version_is_read(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, TrainState(step=3, monitored=[0.5]), *trained())
+    state = json.loads((folder / "state.json").read_text())
+    del state["watched"]
+    (folder / "state.json").write_text(json.dumps(state))
+    assert checkpoint.last(tmp_path) == TrainState(step=3, monitored=[0.5])
 
 
 def test_no_file_of_it_is_a_pickle(tmp_path: Path) -> None:

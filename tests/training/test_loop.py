@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from small_runs import TRAIN, MakeDataset, MakeRun, curve, stop_at, train, train_in_processes
 
-from mmray import config, prepared
-from mmray.tasks import build
-from mmray.training import checkpoint, feed, run_folder
-from mmray.training.context import Context
-from mmray.training.loop import fit
+from mmray.training import checkpoint
 from mmray.training.run_folder import read_log
 
-MakeRun = Callable[..., config.Run]
-TRAIN = {
-    "epochs": 3,
-    "batch_size": 6,
-    "precision": "fp32",
-    "log_every_steps": 1,
-    "shuffle_lanes": 4,
-    "shuffle_mb": 0.002,
-}
 
-
-def train(run: config.Run, folder: Path, rank: int = 0, world_size: int = 1) -> list[dict[str, Any]]:
-    """Train in this process and return the log."""
-    info = prepared.read_info(folder)
-    run_dir = run_folder.open_run(run, info) if rank == 0 else run.run_dir
-    context = Context(run_dir, rank=rank, world_size=world_size)
-    task = build(run, info)
-    fit(run, task, *feed.tables(run, task, folder, context), context)
-    return read_log(run_dir)
-
-
-def curve(log: list[dict[str, Any]], event: str = "step") -> list[float]:
-    return [line["train/loss"] for line in log if line["event"] == event]
-
-
-def test_learns_and_logs_every_step(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_learns_and_logs_every_step(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     log = train(make_run(train=TRAIN | {"epochs": 8, "optimizer": {"lr": 0.1}}), make_dataset())
     steps = [line for line in log if line["event"] == "step"]
     epochs = [line for line in log if line["event"] == "epoch"]
@@ -58,7 +27,7 @@ def test_learns_and_logs_every_step(make_run: MakeRun, make_dataset: Callable[..
     assert all(0 <= line["input_wait_percent"] <= 100 and line["rows_per_s"] > 0 for line in log)
 
 
-def test_epoch_loss_is_the_mean_of_its_steps(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_epoch_loss_is_the_mean_of_its_steps(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     log = train(make_run(train=TRAIN), make_dataset())
     for epoch, loss in enumerate(curve(log, "epoch")):
         steps = [line["train/loss"] for line in log if line["event"] == "step" and line["epoch"] == epoch]
@@ -67,7 +36,7 @@ def test_epoch_loss_is_the_mean_of_its_steps(make_run: MakeRun, make_dataset: Ca
 
 @pytest.mark.parametrize("changed", [{"accumulate": 4}, {"accumulate": 6, "clip_norm": 0.5}])
 def test_micro_batches_do_not_change_the_curve(
-    make_run: MakeRun, make_dataset: Callable[..., Path], changed: dict[str, Any]
+    make_run: MakeRun, make_dataset: MakeDataset, changed: dict[str, Any]
 ) -> None:
     folder = make_dataset()
     whole = train(make_run(train=TRAIN | changed | {"accumulate": 1}), folder)
@@ -76,9 +45,7 @@ def test_micro_batches_do_not_change_the_curve(
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
-def test_stopped_run_goes_on_as_if_never_stopped(
-    make_run: MakeRun, make_dataset: Callable[..., Path], optimizer: str
-) -> None:
+def test_stopped_run_goes_on_as_if_never_stopped(make_run: MakeRun, make_dataset: MakeDataset, optimizer: str) -> None:
     folder = make_dataset()
     settings = TRAIN | {
         "checkpoint_every_steps": 7,
@@ -89,27 +56,9 @@ def test_stopped_run_goes_on_as_if_never_stopped(
     undisturbed = train(make_run(train=settings), folder)
     run = make_run(name="stopped", train=settings)
 
-    class Stop(Exception):
-        pass
-
-    def stop_at(epoch: int, step: int) -> None:
-        info = prepared.read_info(folder)
-        context = Context(run_folder.open_run(run, info))
-        task = build(run, info)
-        train_tables, val_tables = feed.tables(run, task, folder, context)
-
-        def interrupted(at_epoch: int, from_step: int) -> Iterator[pa.Table]:
-            for number, table in enumerate(train_tables(at_epoch, from_step), from_step):
-                if (at_epoch, number) == (epoch, step):
-                    raise Stop
-                yield table
-
-        with pytest.raises(Stop):
-            fit(run, task, interrupted, val_tables, context)
-
-    stop_at(0, 12)  # after the checkpoint of step 7
-    stop_at(1, 3)  # after that of the epoch's end
-    stop_at(2, 15)
+    stop_at(run, folder, 0, 12)  # after the checkpoint of step 7
+    stop_at(run, folder, 1, 3)  # after that of the epoch's end
+    stop_at(run, folder, 2, 15)
     resumed = train(run, folder)
     assert [line["train_rows"] for line in resumed if line["event"] == "epoch"] == [96] * 3
     assert [(line["event"], line["step"]) for line in resumed] == [
@@ -121,7 +70,7 @@ def test_stopped_run_goes_on_as_if_never_stopped(
         assert [line.get(key) for line in resumed] == [line.get(key) for line in undisturbed]
 
 
-def test_finished_run_is_not_trained_again(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_finished_run_is_not_trained_again(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     folder = make_dataset()
     first = train(make_run(train=TRAIN), folder)
     assert train(make_run(train=TRAIN), folder) == first
@@ -130,28 +79,28 @@ def test_finished_run_is_not_trained_again(make_run: MakeRun, make_dataset: Call
     assert len([line for line in longer if line["event"] == "epoch"]) == 4
 
 
-def test_another_run_of_the_same_name_is_refused(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_another_run_of_the_same_name_is_refused(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     folder = make_dataset()
     train(make_run(train=TRAIN), folder)
     with pytest.raises(ValueError, match=r"holds another run:\n  train\.batch_size: 6 there, 5 now"):
         train(make_run(train=TRAIN | {"batch_size": 5}), folder)
 
 
-def test_run_that_never_began_can_be_corrected(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_run_that_never_began_can_be_corrected(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     folder = make_dataset()
     with pytest.raises(ValueError, match="lower it"):
         train(make_run(train=TRAIN | {"batch_size": 500}), folder)
     assert len(train(make_run(train=TRAIN), folder)) == 3 * 17
 
 
-def test_epochs_of_a_cosine_run_stay(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_epochs_of_a_cosine_run_stay(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     folder, cosine = make_dataset(), TRAIN | {"schedule": {"name": "cosine"}}
     train(make_run(train=cosine), folder)
     with pytest.raises(ValueError, match=r"train\.epochs: 3 there, 4 now"):
         train(make_run(train=cosine | {"epochs": 4}), folder)
 
 
-def test_best_and_last_checkpoints_are_kept(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_best_and_last_checkpoints_are_kept(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     run = make_run(train=TRAIN | {"epochs": 6, "keep_best": 2, "optimizer": {"lr": 0.5}})
     log = [line for line in train(run, make_dataset()) if line["event"] == "epoch"]
     ranked = sorted(log, key=lambda line: (-line["val/gap"], -line["step"]))
@@ -160,14 +109,14 @@ def test_best_and_last_checkpoints_are_kept(make_run: MakeRun, make_dataset: Cal
     assert checkpoint.best(run.run_dir, "val/gap", maximise=True).step == ranked[0]["step"]
 
 
-def test_early_stopping(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_early_stopping(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     run = make_run(train=TRAIN | {"epochs": 50, "early_stopping": {"patience": 2, "min_delta": 0.5}})
     epochs = [line for line in train(run, make_dataset()) if line["event"] == "epoch"]
     assert len(epochs) == 3  # the first is the best; two bring less than 0.5 more
     assert len(train(run, run.run_dir.parent.parent / "dataset")) == 3 * 17, "it stays stopped"
 
 
-def test_loss_that_is_not_finite_stops_the_run(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_loss_that_is_not_finite_stops_the_run(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     run = make_run(train=TRAIN | {"optimizer": {"name": "sgd", "lr": 1e38}})
     with pytest.raises(
         FloatingPointError, match=r"train/loss became (nan|inf) by step \d+ .*lower train\.optimizer\.lr"
@@ -175,7 +124,7 @@ def test_loss_that_is_not_finite_stops_the_run(make_run: MakeRun, make_dataset: 
         train(run, make_dataset())
 
 
-def test_loss_as_monitor_is_better_when_lower(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_loss_as_monitor_is_better_when_lower(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     settings = TRAIN | {"epochs": 5, "monitor": "val/loss", "early_stopping": {"patience": 1}, "optimizer": {"lr": 0.1}}
     run = make_run(train=settings)
     losses = [line["val/loss"] for line in train(run, make_dataset()) if line["event"] == "epoch"]
@@ -184,7 +133,7 @@ def test_loss_as_monitor_is_better_when_lower(make_run: MakeRun, make_dataset: C
     assert checkpoint.best(run.run_dir, "val/loss", maximise=False).metrics["val/loss"] == losses[-1]
 
 
-def test_loss_that_is_not_finite_is_never_saved(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_loss_that_is_not_finite_is_never_saved(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     settings = {"optimizer": {"name": "sgd", "lr": 1e38}, "log_every_steps": 50, "checkpoint_every_steps": 4}
     run = make_run(train=TRAIN | settings)
     with pytest.raises(FloatingPointError, match="train/loss became"):
@@ -192,19 +141,19 @@ def test_loss_that_is_not_finite_is_never_saved(make_run: MakeRun, make_dataset:
     assert checkpoint.list_states(run.run_dir) == []
 
 
-def test_monitor_that_is_no_metric(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_monitor_that_is_no_metric(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     with pytest.raises(ValueError, match=r"train\.monitor='val/accuracy' is not a metric.*val/gap"):
         train(make_run(train=TRAIN | {"monitor": "val/accuracy"}), make_dataset())
 
 
-def test_error_of_the_feed_reaches_the_loop(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_error_of_the_feed_reaches_the_loop(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     folder = make_dataset()
     next((folder / "train").glob("*.parquet")).write_bytes(b"broken")
     with pytest.raises(pa.ArrowInvalid):
         train(make_run(train=TRAIN), folder)
 
 
-def test_tensorboard_has_settings_and_clean_tags(make_run: MakeRun, make_dataset: Callable[..., Path]) -> None:
+def test_tensorboard_has_settings_and_clean_tags(make_run: MakeRun, make_dataset: MakeDataset) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = make_run(train=TRAIN)
@@ -216,24 +165,13 @@ def test_tensorboard_has_settings_and_clean_tags(make_run: MakeRun, make_dataset
     assert "_hparams_/session_start_info" in board.summary_metadata
 
 
-def _process(rank: int, world_size: int, values: dict[str, Any], folder: str, store: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    torch.set_num_threads(1)
-    train(config.from_dict(values), Path(folder), rank, world_size)
-    dist.destroy_process_group()
-
-
-def test_three_processes_give_the_curve_of_one(
-    make_run: MakeRun, make_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_three_processes_give_the_curve_of_one(make_run: MakeRun, make_dataset: MakeDataset, tmp_path: Path) -> None:
     """101 training rows in batches of 7 and 23 validation rows: nothing divides by 3."""
     folder = make_dataset()
     settings = TRAIN | {"batch_size": 7, "epochs": 2, "clip_norm": 1.0, "accumulate": 2}
     alone = train(make_run(train=settings), folder)
     run = make_run(name="three", train=settings)
-    run_folder.open_run(run, prepared.read_info(folder))
-    mp.spawn(_process, (3, run.to_dict(), str(folder), str(tmp_path / "store")), nprocs=3)
-    together = read_log(run.run_dir)
+    together = train_in_processes(run, folder, 3, tmp_path / "store")
     np.testing.assert_allclose(curve(together), curve(alone), rtol=2e-5)
     for line, other in zip(together, alone, strict=True):
         if line["event"] == "epoch":
