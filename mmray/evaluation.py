@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from mmray import config, predictions, prepared
 from mmray.files import write_json, written_whole
 from mmray.tasks import Task, build
+from mmray.training import trained
 from mmray.training.run_folder import read_info, read_run
 
 
@@ -30,19 +32,53 @@ def evaluate(run_dir: Path, name: str, data: Path | None = None, overrides: Sequ
     task = build(run, read_info(run_dir))
     result = {
         "split": stored.split,
-        "checkpoint": f"checkpoints/step-{stored.step:08d}",
+        "checkpoint": _made_by(run, stored),
         "rows": stored.rows,
         **task.score(folder),
     }
     out = run_dir / "evaluation" / f"{name}.json"
     write_json(out, result)
     if data is not None:
-        _write_examples(task, result, folder, data, out.with_suffix(".examples.parquet"))
+        explain = (
+            functools.partial(_explain, run, run_dir, stored.step)
+            if hasattr(task, "heat") and not _is_combined(run)
+            else None
+        )
+        _write_examples(task, result, folder, data, out.with_suffix(".examples.parquet"), explain)
     return result
 
 
-def _write_examples(task: Task, result: dict[str, Any], folder: Path, data: Path, out: Path) -> None:
-    """The chosen rows, whole: what was predicted for them, and what the task wants shown of the prepared dataset."""
+def _explain(run: config.Run, run_dir: Path, step: int, rows: pa.Table) -> tuple[np.ndarray, str] | None:
+    """What the task's `heat` says of the model that predicted."""
+    task, model = trained.load(run, run_dir, step)
+    found: tuple[np.ndarray, str] | None = task.heat(model, rows)  # type: ignore[attr-defined]
+    return found
+
+
+def _is_combined(run: config.Run) -> bool:
+    """Whether what was predicted comes from the predictions of other runs, not from a model."""
+    return run.ensemble is not None and run.ensemble.method != "soup"
+
+
+def _made_by(run: config.Run, stored: predictions.PredictionsInfo) -> str:
+    """The checkpoint that predicted, or what was done with the predictions of others."""
+    if run.ensemble is None or not _is_combined(run):
+        return f"checkpoints/step-{stored.step:08d}"
+    return f"{run.ensemble.method} of {len(run.ensemble.members)} runs"
+
+
+def _write_examples(
+    task: Task,
+    result: dict[str, Any],
+    folder: Path,
+    data: Path,
+    out: Path,
+    explain: Callable[[pa.Table], tuple[np.ndarray, str] | None] | None,
+) -> None:
+    """The chosen rows, whole: what was predicted for them, what the task wants shown of the prepared dataset, and heat.
+
+    `explain` gives, for rows, the column `heat` and how it was found, or None.
+    """
     chosen, columns, facts = task.examples(result)
     if not chosen:
         return
@@ -55,5 +91,8 @@ def _write_examples(task: Task, result: dict[str, Any], folder: Path, data: Path
     table = pa.concat_tables(tables).take(rows)
     for name, column in zip(columns, reader.take(rows).columns, strict=True):
         table = table.append_column(name, column)
+    if explain is not None and (found := explain(table)) is not None:
+        table = table.append_column("heat", pa.FixedShapeTensorArray.from_numpy_ndarray(found[0]))
+        facts = {**facts, "heat": found[1]}
     with written_whole(out) as aside:
         pq.write_table(table.replace_schema_metadata({f"mmray.{key}": value for key, value in facts.items()}), aside)

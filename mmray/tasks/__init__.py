@@ -20,7 +20,12 @@ Every module offers `Config` and a class `Task(run, info)` with
 - `examples(scored)`: what a report shows of single rows: (ids, columns of the prepared dataset, facts to draw them
   by); no id where there is nothing to show.
 
-A task that works on single files (a song in, a contour out) also has `predict_file`: see `FileTask`.
+A task that works on single files (a song in, a contour out) also has `predict_file`: see `FileTask`. One whose rows
+may have nothing that a model could look at has `filled(batch)`, which rows do, (B,) bool: the others are not embedded.
+One whose rows differ in length has `lengths(table)`, (rows,) or None: rows of like length are then computed together.
+One of images also has `heat(model, rows)`, where a model looked; `views(batch)`, what it is shown; and
+`deployed(model)`, a module with the preprocessing inside and what it needs to know as `.facts`.
+One whose rows take the longer the longer they are has `lengths(table)`: see `mmray.training.feed.micro_batches`.
 """
 
 from __future__ import annotations
@@ -118,13 +123,14 @@ def monitored(run: config.Run, task: Task) -> tuple[str, bool]:
     return name, task.maximise if name == task.monitor else not name.endswith("loss")
 
 
-def require_model(run: config.Run, takes: str) -> None:
-    """ValueError, with the models that fit, where the run's model does not take the task's kind of input."""
-    if getattr(run.model, "takes", None) != takes:
-        fitting = [n for n in lookup.names("model") if getattr(lookup.load("model", n).Config, "takes", None) == takes]
-        names = f"model.name={run.model.name}", f"task.name={run.task.name}"  # type: ignore[attr-defined]
+def require_model(run: config.Run, takes: str | tuple[str, ...]) -> None:
+    """ValueError, with the models that fit, where the run's model takes none of the task's kinds of input."""
+    kinds = (takes,) if isinstance(takes, str) else takes
+    if getattr(run.model, "takes", None) not in kinds:
+        fitting = [n for n in lookup.names("model") if getattr(lookup.load("model", n).Config, "takes", None) in kinds]
+        model, task = f"model.name={run.model.name}", f"task.name={run.task.name}"  # type: ignore[attr-defined]
         raise ValueError(
-            f"{names[0]} is not for {names[1]}, whose models take {takes}; choose from {', '.join(fitting)}"
+            f"{model} is not for {task}, whose models take {' or '.join(kinds)}; choose from {', '.join(fitting)}"
         )
 
 

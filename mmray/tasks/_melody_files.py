@@ -7,7 +7,6 @@ seam, and at the two ends of a file the model meets its real end: the result is 
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,6 +21,7 @@ from torch import nn
 from mmray.features import audio
 from mmray.features.cfp import Cfp, Range
 from mmray.features.contour import Contour
+from mmray.tasks._files import named_files
 
 Floats = NDArray[np.float32]
 
@@ -164,27 +164,8 @@ EXTRAS = ("midi", "sonification")
 
 
 def audio_files(source: str | Path) -> list[Path]:
-    """The sound files that `source` names, sorted.
-
-    A file is taken whatever its name. Of a folder all files below it are taken, and of a pattern such as `songs/*.mp3`
-    or `songs/**/*.flac` all that match, if their names end like those of sound files (`audio.SUFFIXES`) and do not
-    begin with a dot. ValueError where there is none.
-    """
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        candidates = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    else:
-        candidates = [Path(name) for name in glob.glob(str(source), recursive=True)]
-    files = sorted(p for p in candidates if _is_audio(p))
-    if not files:
-        found = f"{len(candidates)} files, none of them sound" if candidates else "nothing"
-        raise ValueError(
-            f"{source}: {found}; give a sound file, a folder with some, or a pattern such as 'songs/*.mp3' "
-            f"(sound files end in {', '.join(audio.SUFFIXES)})"
-        )
-    return files
+    """The sound files that `source` names, sorted; see `named_files`."""
+    return named_files(source, audio.SUFFIXES, "sound")
 
 
 def outputs(files: Sequence[Path], out: Path, extras: Collection[str] = ()) -> list[dict[str, Path]]:
@@ -238,7 +219,3 @@ def outputs(files: Sequence[Path], out: Path, extras: Collection[str] = ()) -> l
             if path.resolve() in inputs:
                 raise ValueError(f"{path} is a sound file that is to be read; choose another place than {out}")
     return result
-
-
-def _is_audio(path: Path) -> bool:
-    return path.suffix.lower() in audio.SUFFIXES and not path.name.startswith(".") and path.is_file()

@@ -7,10 +7,8 @@ and, from the mean of its segments' probabilities, for the recording.
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal, Protocol, TextIO, cast
@@ -22,16 +20,14 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import nn
 
-from mmray import config, predictions
+from mmray import config
 from mmray.config import Section
 from mmray.features import audio, audio_augment, augment_sequence
 from mmray.features.audio_features import Extractor
 from mmray.features.audio_features import Settings as FeatureSettings
-from mmray.files import written_whole
-from mmray.metrics.classification import ClassificationMetrics, bootstrap_interval, class_weights
-from mmray.prepared import frames_column, ragged_column, tensor_column
+from mmray.prepared import frames_column
 from mmray.schema import Column, DatasetInfo, SplitInfo
-from mmray.tasks import Batch, _audio_stream, require_model
+from mmray.tasks import Batch, _audio_stream, _classification, require_model
 from mmray.tasks._melody_files import audio_files
 
 TIMELINE_HOP_S = 1.0
@@ -42,9 +38,7 @@ class Config(Section):
     """Settings of the task."""
 
     name: Literal["audio_classification"] = "audio_classification"
-    class_weights: Literal["inverse_frequency", "none"] = Field(
-        "inverse_frequency", description="inverse_frequency: a row of class c counts N / (K n_c) in the loss"
-    )
+    class_weights: _classification.ClassWeights = "inverse_frequency"
     label_smoothing: config.Fraction = 0.0
     augment: audio_augment.Settings | None = Field(
         None, description="new random changes of the sound in every epoch; needs dataset.store: audio"
@@ -118,11 +112,7 @@ class Task:
             frames, offsets = frames_column(table, self.info.column("features"))
         tensors = {"features": torch.tensor(frames), "offsets": torch.from_numpy(offsets)}
         if "labels" in table.column_names:
-            labels, label_offsets = ragged_column(table, "labels")
-            if (np.diff(label_offsets) != 1).any():
-                name = table.column("id")[int((np.diff(label_offsets) != 1).argmax())]
-                raise ValueError(f"segment {name} has no label; label it, or leave its recording out of this split")
-            tensors["labels"] = torch.tensor(labels.astype(np.int64))
+            tensors["labels"] = _classification.labels_of(table, "segment")
         return Batch(table.num_rows, tensors, tuple(table.column("id").to_pylist()))
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -143,9 +133,9 @@ class Task:
             loss = float(self._cross_entropy(logits, targets).detach().sum())
         return logits.softmax(1), loss
 
-    def new_metrics(self) -> SegmentMetrics:
+    def new_metrics(self) -> _classification.BatchMetrics:
         """Accuracy, precision, recall and F1 of segments."""
-        return SegmentMetrics(self.num_classes)
+        return _classification.BatchMetrics(self.num_classes)
 
     def prediction_columns(self, split: SplitInfo) -> list[Column]:
         """Segment, recording, label where it is known, and every class's probability."""
@@ -155,37 +145,25 @@ class Task:
 
     def predictions(self, columns: list[Column], rows: pa.Table, scores: torch.Tensor) -> pa.Table:
         """The segments with their probabilities (B, K)."""
-        new = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(scores.numpy()))
-        return pa.table({c.name: new if c.name == "scores" else rows.column(c.name) for c in columns})
+        return _classification.with_scores(columns, rows, scores)
 
     def score(self, folder: Path) -> dict[str, Any]:
         """Segments and recordings, each class, the confusions, what always the commonest class gets, and any leak."""
-        table = pa.concat_tables(list(predictions.read_tables(folder)))
-        labels, offsets = ragged_column(table, "labels")
-        labels = labels.astype(np.int64)
-        table = table.take(np.flatnonzero(np.diff(offsets)))  # what has no label has no score
-        scores = tensor_column(table, "scores")
-        groups = np.array(table.column("group").to_pylist())
-        segments, commonest = ClassificationMetrics(self.num_classes), ClassificationMetrics(self.num_classes)
-        segments.update(scores, labels)
-        commonest.update(np.tile(self._prior(), (len(labels), 1)), labels)
-        ids = np.array(table.column("id").to_pylist())
+        table, labels, scores = _classification.read_scored(folder)
+        groups, ids = (np.array(table.column(name).to_pylist()) for name in ("group", "id"))
+        segments = _classification.metrics_of(scores, labels)
         tracks = self._tracks(ids, groups, labels, scores)
-        of_tracks = ClassificationMetrics(self.num_classes)
-        of_tracks.update(np.array([t["probabilities"] for t in tracks]), np.array([t["label"] for t in tracks]))
-        by_track = of_tracks.compute()
+        by_track = _classification.metrics_of(
+            np.array([track["probabilities"] for track in tracks]), np.array([track["label"] for track in tracks])
+        ).compute()
         metrics = segments.compute()
         metrics |= {"track_accuracy": by_track["weighted_accuracy"], "track_macro_f1": by_track["macro_f1"]}
         trained_on = set(self.info.split("train").groups or [])
-        counts = self.info.split("train").label_counts or [0] * self.num_classes
         return {
             "metrics": metrics,
             "intervals": self._intervals(scores.argmax(1), labels, groups, tracks),
-            "baselines": {"most frequent class": commonest.compute()},
-            "per_class": [
-                {"class": c, "name": name, "train_count": counts[c], **found}
-                for c, (name, found) in enumerate(zip(self.info.class_names, segments.per_class(), strict=True))
-            ],
+            "baselines": {"most frequent class": _classification.commonest_class(self.info, labels).compute()},
+            "per_class": _classification.of_each_class(self.info, segments),
             "confusion": segments.confusion.tolist(),
             "reliability": segments.reliability(),
             "tracks": tracks,
@@ -246,14 +224,13 @@ class Task:
         self, predicted: np.ndarray, labels: np.ndarray, groups: np.ndarray, tracks: list[dict[str, Any]]
     ) -> dict[str, list[float]]:
         """95 % intervals by the bootstrap over recordings."""
-        found = {
-            name: bootstrap_interval(predicted, labels, groups, name, self.num_classes)
-            for name in ("weighted_accuracy", "macro_f1")
-        }
         guess, true, names = ([track[key] for track in tracks] for key in ("predicted", "label", "group"))
-        for name, of_rows in (("track_accuracy", "weighted_accuracy"), ("track_macro_f1", "macro_f1")):
-            found[name] = bootstrap_interval(guess, true, names, of_rows, self.num_classes)
-        return found
+        segment_metrics = {"weighted_accuracy": "weighted_accuracy", "macro_f1": "macro_f1"}
+        track_metrics = {"track_accuracy": "weighted_accuracy", "track_macro_f1": "macro_f1"}
+        return {
+            **_classification.intervals(predicted, labels, groups, self.num_classes, segment_metrics),
+            **_classification.intervals(guess, true, names, self.num_classes, track_metrics),
+        }
 
     def files(self, source: str) -> list[Path]:
         """The sound files that `source` names."""
@@ -266,15 +243,12 @@ class Task:
         """
         if unknown := sorted(extras - {"timeline"}):
             raise ValueError(f"{unknown[0]!r} is nothing that task audio_classification writes; choose from timeline")
-        if out.suffix.lower() == ".csv":
-            if len(files) > 1:
-                raise ValueError(f"{out} is one table, but there are {len(files)} sound files; give a folder instead")
-            names = [(out, out.with_suffix(".timeline.csv"))]
-        else:
-            names = [(out / f"{file.stem}.classes.csv", out / f"{file.stem}.timeline.csv") for file in files]
-        if twice := [name for name, times in Counter(name for name, _ in names).items() if times > 1]:
-            raise ValueError(f"two sound files would be written to {twice[0]}; rename one, or predict them one by one")
-        return [{"classes": table} | ({"timeline": line} if "timeline" in extras else {}) for table, line in names]
+        outputs = [{"classes": table} for table in _classification.class_tables(files, out, "sound")]
+        if "timeline" in extras:
+            for of_file in outputs:
+                stem = of_file["classes"].name.removesuffix(".csv").removesuffix(".classes")
+                of_file["timeline"] = of_file["classes"].with_name(f"{stem}.timeline.csv")
+        return outputs
 
     def predict_file(self, model: nn.Module, device: torch.device, file: Path, outputs: dict[str, Path]) -> str:
         """Classify a sound file of any length: the mean over its segments, and with `timeline` every second of it."""
@@ -282,14 +256,11 @@ class Task:
         rate, names = self.features.sample_rate_hz, self.info.class_names
         whole = _audio_stream.timeline(file, predict, rate, self._segment_s, self._segment_s, mix=self._mix)
         mean = np.mean([probabilities for _, probabilities in whole], axis=0)
-        with written_whole(outputs["classes"]) as aside, aside.open("w", encoding="utf-8", newline="") as table:
-            writer = csv.writer(table, lineterminator="\n")
-            writer.writerow(["file", "predicted", *names])
-            writer.writerow([file.name, names[int(mean.argmax())], *(f"{p:.6f}" for p in mean)])
+        said = _classification.write_class_table(outputs["classes"], file, names, mean)
         if "timeline" in outputs:
             line = _audio_stream.timeline(file, predict, rate, self._segment_s, TIMELINE_HOP_S, mix=self._mix)
             _audio_stream.write_timeline_csv(outputs["timeline"], line, names)
-        return f"{outputs['classes']}: {names[int(mean.argmax())]} ({mean.max():.0%})"
+        return said
 
     def predict_stream(self, model: nn.Module, device: torch.device, stdin: BinaryIO, pcm: str, out: TextIO) -> None:
         """Classify raw samples as they arrive, every second; `pcm` is `<format>:<rate>:<channels>`, s16le:44100:2."""
@@ -314,15 +285,11 @@ class Task:
 
     def _cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Of each row, (B,): targets (B, K) sum to 1; a class's share counts by the weight of the class."""
-        smoothing = self._config.label_smoothing
-        targets = targets * (1 - smoothing) + smoothing / self.num_classes
-        if self._config.class_weights == "inverse_frequency":
-            targets = targets * self._weights.to(targets.device)
-        return -(targets * logits.float().log_softmax(1)).sum(1)
+        return _classification.cross_entropy(logits, targets, self._weights, self._config.label_smoothing)
 
     @functools.cached_property
-    def _weights(self) -> torch.Tensor:
-        return torch.tensor(class_weights(self.info.split("train").label_counts or []), dtype=torch.float32)
+    def _weights(self) -> torch.Tensor | None:
+        return _classification.weights_of(self._config.class_weights, self.info)
 
     @functools.cached_property
     def _extractor(self) -> Extractor:
@@ -331,11 +298,6 @@ class Task:
     def _sounds(self, table: pa.Table) -> list[np.ndarray]:
         frames, offsets = frames_column(table, self.info.column("audio"))
         return [frames[a:b, 0].astype(np.float32) / 32768 for a, b in pairwise(offsets.tolist())]
-
-    def _prior(self) -> np.ndarray:
-        counts = np.asarray(self.info.split("train").label_counts, np.float64)
-        prior: np.ndarray = counts / counts.sum()
-        return prior
 
     def _tracks(
         self, ids: np.ndarray, groups: np.ndarray, labels: np.ndarray, scores: np.ndarray
@@ -356,29 +318,6 @@ class Task:
                 }
             )
         return tracks
-
-
-class SegmentMetrics:
-    """`ClassificationMetrics` over batches."""
-
-    def __init__(self, num_classes: int) -> None:
-        self.classification = ClassificationMetrics(num_classes)
-
-    def update(self, scores: torch.Tensor, batch: Batch) -> None:
-        """Take in probabilities (B, K) and the labels of the batch."""
-        self.classification.update(scores.numpy(), batch.tensors["labels"].numpy())
-
-    def state(self) -> dict[str, Any]:
-        """All that was taken in, as arrays."""
-        return self.classification.state()
-
-    def merge(self, state: dict[str, Any]) -> None:
-        """Take in another process's `state()`."""
-        self.classification.merge(state)
-
-    def compute(self) -> dict[str, float]:
-        """The metrics by name."""
-        return self.classification.compute()
 
 
 def _padded(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

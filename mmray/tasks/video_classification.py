@@ -1,14 +1,16 @@
-"""Multi-label classification of videos from per-video vectors or per-second frames (YouTube-8M).
+"""Multi-label classification of videos from vectors, per-second frames or words (YouTube-8M), or of anything else.
 
-A batch has, for each input of the model, either `<name>` (B, D) float, or for frame-level data `<name>` (frames, D)
-uint8 with `<name>.offsets` (B + 1,); and, where rows are labelled, `labels` with `labels.offsets` (B + 1,).
+A batch has, for each input of the model, either `<name>` (B, D), or for frame-level data `<name>` (frames, D) uint8
+with `<name>.offsets` (B + 1,), or for words `words` with `words.offsets`; and, where rows are labelled, `labels` with
+`labels.offsets` (B + 1,). See `mmray.tasks._video_inputs`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, cast
 
 import pyarrow as pa
 import torch
@@ -16,12 +18,13 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from mmray import class_scores, config, lookup, losses
-from mmray.config import Section
-from mmray.features.quantization import mean_of_frames
+from mmray.config import Fraction, Section
 from mmray.metrics.ranking import RankingMetrics
-from mmray.prepared import frames_column, ragged_column, tensor_column
-from mmray.schema import Column, DatasetInfo, SplitInfo, is_feature
+from mmray.prepared import Int64s, SplitReader, ragged_column
+from mmray.schema import Column, DatasetInfo, SplitInfo
 from mmray.tasks import Batch, require_model
+from mmray.tasks._common_words import common_words
+from mmray.tasks._video_inputs import Frames, inputs_of
 
 
 class Config(Section):
@@ -29,15 +32,9 @@ class Config(Section):
 
     name: Literal["video_classification"] = "video_classification"
     top_k: PositiveInt = Field(20, description="classes a video that count for the metrics")
-
-
-class VectorModel(Protocol):
-    """What this task needs of a model's config."""
-
-    inputs: list[str] | None
-
-    def build(self, input_size: int, num_classes: int) -> nn.Module:
-        """A module from vectors (B, input_size) to logits (B, num_classes)."""
+    modality_dropout: dict[str, Fraction] = Field(
+        {}, description="input: the probability with which a row is trained without it, anew at every step"
+    )
 
 
 class Task:
@@ -48,29 +45,24 @@ class Task:
     all_labelled: ClassVar[bool] = False  # a video may have none of the classes
 
     def __init__(self, run: config.Run, info: DatasetInfo) -> None:
-        require_model(run, takes="vectors")
+        require_model(run, takes=("vectors", "frames", "words"))
         self.info = info
         self.num_classes = len(info.class_names)
-        self._model_config = cast(VectorModel, run.model)
+        self._dataset = run.dataset
+        self.inputs = inputs_of(run, info)
+        self._dropout = _modality_dropout(run, self.inputs.columns)
         self._top_k = cast(Config, run.task).top_k
         self._stored_k = run.predict.top_k
-        by_name = {c.name: c for c in info.columns if is_feature(c)}
-        wanted = list(by_name) if self._model_config.inputs is None else self._model_config.inputs
-        if not wanted:
-            raise ValueError(f"model.inputs is empty; choose from {sorted(by_name)}, or leave it out to take all")
-        for name in wanted:
-            if name not in by_name:
-                raise ValueError(f"model.inputs: {name!r} is not a feature; {lookup.suggest(name, sorted(by_name))}")
-        self.inputs: list[Column] = [by_name[name] for name in wanted]
+        self._folder = Path(run.prepare.out) / info.id
+        self._batch_size = run.predict.batch_size
 
     def columns(self, labelled: bool) -> tuple[str, ...]:
         """Columns read for a batch."""
-        return (*(c.name for c in self.inputs), *(["labels"] if labelled else []))
+        return (*self.inputs.columns, *(["labels"] if labelled else []))
 
     def build_model(self) -> nn.Module:
-        """The run's model over the concatenated inputs."""
-        size = sum(cast(int, c.shape[-1]) for c in self.inputs)
-        return self._model_config.build(size, self.num_classes)
+        """The run's model over its inputs."""
+        return self.inputs.build()
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Nothing more."""
@@ -80,16 +72,13 @@ class Task:
         """The rows as they are."""
         return table
 
+    def lengths(self, table: pa.Table) -> Int64s | None:
+        """How long each row is, where it pays to compute rows of like length together: see `mmray.training.feed`."""
+        return self.inputs.lengths(table) if isinstance(self.inputs, Frames) else None
+
     def collate(self, table: pa.Table) -> Batch:
-        """Rows to tensors. Vectors keep their type and frames stay uint8: both are widened on the device."""
-        tensors: dict[str, torch.Tensor] = {}
-        for column in self.inputs:
-            if column.shape[0] is None:
-                frames, offsets = frames_column(table, column)
-                tensors[column.name] = torch.tensor(frames)
-                tensors[f"{column.name}.offsets"] = torch.from_numpy(offsets)
-            else:
-                tensors[column.name] = torch.tensor(tensor_column(table, column.name))
+        """Rows to tensors."""
+        tensors = self.inputs.collate(table)
         if "labels" in table.column_names:
             values, offsets = ragged_column(table, "labels")
             tensors["labels"] = torch.tensor(values)
@@ -97,16 +86,31 @@ class Task:
         return Batch(table.num_rows, tensors)
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Binary cross-entropy summed over classes, mean over rows, by the model's fused loss where it has one."""
-        return losses.multilabel_loss(model, self._vectors(batch), self._multi_hot(batch))
+        """Binary cross-entropy summed over classes, mean over rows, by the model's fused loss where it has one.
+
+        A model that is fitted instead of trained is fitted first, by all training rows, in every process alike.
+        """
+        if not getattr(model, "is_fitted", True):
+            with torch.no_grad():
+                model.fit(self._training_rows(batch.tensors["labels"].device))  # type: ignore[operator]
+        inputs, labels = self.inputs.tensors(batch, self._dropout), self._multi_hot(batch)
+        own = getattr(model, "loss", None)
+        loss: torch.Tensor = (
+            losses.binary_cross_entropy(model(*inputs), labels) if own is None else own(*inputs, labels)
+        )
+        return loss
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, float]:
         """Probabilities (B, C) float32, and the loss summed over rows; 0 for rows without labels."""
-        logits = model(self._vectors(batch)).float()
+        logits = model(*self.inputs.tensors(batch, {})).float()
         loss = 0.0
         if "labels" in batch.tensors:
             loss = float(losses.binary_cross_entropy(logits, self._multi_hot(batch)).detach()) * batch.num_rows
         return logits.sigmoid(), loss
+
+    def filled(self, batch: Batch) -> torch.Tensor:
+        """Rows that the model has anything to look at of, (B,) bool: a video without a title has no words."""
+        return self.inputs.filled(batch)
 
     def new_metrics(self) -> VideoMetrics:
         """GAP, mAP, Hit@1 and PERR."""
@@ -125,27 +129,30 @@ class Task:
         return class_scores.to_table(rows.column("id").combine_chunks(), labels, scores.numpy(), k)
 
     def score(self, folder: Path) -> dict[str, Any]:
-        """GAP, mAP, Hit@1 and PERR; those of the label prior; and every class with its average precision."""
+        """GAP, mAP, Hit@1 and PERR; those of the label prior; every class with its average precision; common words."""
         train = self.info.split("train")
         metrics = class_scores.ranking_metrics(folder, self.num_classes, self._top_k)
         prior = class_scores.prior_metrics(folder, train, self.num_classes, self._top_k)
+        text = getattr(self._dataset, "text", None)
+        words = common_words(self._folder, self.info, text.open_vectors()) if text is not None else {}
         return {
             "metrics": metrics.compute(),
             "baselines": {"prior": prior.compute()},
             "per_class": _per_class(metrics, self.info),
+            **({"common_words": words} if words else {}),
         }
 
     def examples(self, scored: dict[str, Any]) -> tuple[list[str], tuple[str, ...], dict[str, str]]:
         """None: a video is not here to be looked at."""
         return [], (), {}
 
-    def _vectors(self, batch: Batch) -> torch.Tensor:
-        parts = []
-        for column in self.inputs:
-            tensor = batch.tensors[column.name]
-            offsets = batch.tensors.get(f"{column.name}.offsets")
-            parts.append(tensor.float() if offsets is None else mean_of_frames(tensor, offsets))
-        return torch.cat(parts, dim=1)
+    def _training_rows(self, device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Inputs and labels (B, C) of all training rows, a batch at a time."""
+        split = self.info.split("train")
+        reader = SplitReader(self._folder, split, self.columns(labelled=True))
+        for table in reader.batches(0, split.rows, self._batch_size):
+            batch = self.collate(table).to(device)
+            yield *self.inputs.tensors(batch, {}), self._multi_hot(batch)
 
     def _multi_hot(self, batch: Batch) -> torch.Tensor:
         values, offsets = batch.tensors["labels"], batch.tensors["labels.offsets"]
@@ -153,6 +160,18 @@ class Task:
         labels = torch.zeros(batch.num_rows, self.num_classes, dtype=torch.bool, device=values.device)
         labels[rows, values.long()] = True
         return labels
+
+
+def _modality_dropout(run: config.Run, inputs: tuple[str, ...]) -> dict[str, float]:
+    """`task.modality_dropout`; ValueError where it names what is no input, or the model reads words."""
+    dropout = dict(cast(Config, run.task).modality_dropout)
+    for name in dropout:
+        if run.model.takes == "words":  # type: ignore[attr-defined]
+            raise ValueError("task.modality_dropout is for models of vectors and frames; this one reads words alone")
+        if name not in inputs or name.startswith("has_"):
+            choices = [name for name in inputs if not name.startswith("has_")]
+            raise ValueError(f"task.modality_dropout: {name!r} is no input; {lookup.suggest(name, choices)}")
+    return dropout
 
 
 class VideoMetrics:

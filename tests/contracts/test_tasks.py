@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from mmray import config, lookup, preparation
-from mmray.datasets.synthetic import mir1k, music_emotion, youtube8m
+from mmray.datasets.synthetic import mir1k, music_emotion, pets, youtube8m
 from mmray.predictions import PredictionsInfo
 from mmray.prepared import SplitReader
 from mmray.schema import DatasetInfo, arrow_schema
@@ -56,6 +56,14 @@ def synthetic_music_emotion(folder: Path, kind: str) -> dict[str, Any]:
     return {"name": "audio_folder", "path": str(folder), "features": features, "split": split, **cut}
 
 
+def synthetic_pets(folder: Path, kind: str) -> dict[str, Any]:
+    """Make 30 small images, 18 of them to train on; return the dataset section that tells what `kind` begins with."""
+    pets.generate(folder, pets.Config(num_images=30, num_classes=4, size=80, oddities=False), lambda done, total: None)
+    target, store, side = kind.split()
+    image = {"size": [int(side), int(side)], "store": store, "jpeg_quality": 100}
+    return {"name": "oxford_pets", "path": str(folder), "target": target, "image": image}
+
+
 @dataclass(frozen=True)
 class Case:
     """A task with one of its models on a small corpus that `make_corpus` writes, in one of its kinds.
@@ -86,6 +94,11 @@ EMOTION: dict[str, Any] = {
     "steps": 60, "lr": 0.005, "final_loss": 0.2, "good": 0.95,
 }  # fmt: skip
 
+IMAGES: dict[str, Any] = {
+    "task": "image_classification", "make_corpus": synthetic_pets,
+    "steps": 40, "lr": 0.003, "final_loss": 0.2, "good": 0.95,
+}  # fmt: skip
+
 CASES = [
     Case("video_classification", {"name": "logistic"}, "video"),
     Case("video_classification", {"name": "logistic", "inputs": ["audio"]}, "frame"),
@@ -98,6 +111,14 @@ CASES = [
     Case(model={"name": "audio_cnn_lstm"}, kind="features", **EMOTION),
     Case(model={"name": "audio_cnn_gru"}, kind="features", **EMOTION),
     Case(model={"name": "audio_transformer"}, kind="features", **EMOTION),
+    Case(model={"name": "timm", "architecture": "test_resnet"}, kind="breed uint8 32", **IMAGES),
+    Case(model={"name": "torchvision", "architecture": "resnet18"}, kind="breed jpeg 32", **IMAGES),
+    Case(model={"name": "resnet32_cifar"}, kind="breed uint8 16", **IMAGES),
+    Case(model={"name": "pets_cnn"}, kind="species uint8 32", **IMAGES),
+    Case(model={"name": "pets_cnn_multiclass", "conv_dropout": 0, "dropout": 0}, kind="breed uint8 32", **IMAGES),
+    Case(
+        model={"name": "inception_v3", "cut": "Mixed_5b", "hidden": 16, "dropout": 0}, kind="breed uint8 75", **IMAGES
+    ),
 ]
 
 
