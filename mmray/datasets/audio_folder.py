@@ -22,47 +22,48 @@ not finite, or is too short for one segment is rejected, as are the segments tha
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, model_validator
 
-from mmray.config import Fraction, Section
 from mmray.datasets import Reject, Rejected, Source
+from mmray.datasets._listing import (
+    TABLES,
+    Columns,
+    Listed,
+    check_names,
+    empty_folders,
+    in_folders,
+    in_table,
+    same_content,
+    vocabulary,
+)
+from mmray.datasets._splits import SPLITS, Shares, SplitName, split_groups, split_rows
 from mmray.features import audio, audio_augment, audio_features, segments
 from mmray.schema import Column, arrow_schema
 
 GROUP_KEY = "group"
 LABEL_KEY = "labels"
 
-SplitName = Literal["train", "val", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 Samples = NDArray[np.float32]
 
 _SPAN_S = 600.0  # of a file that one source reads
-_MANIFESTS = (".csv", ".tsv", ".parquet")
+_REMEDY = (  # of too few recordings of a class
+    "bring more recordings of it, set dataset.split.fractions for fewer splits, or dataset.split.by: segment, which "
+    "leaks"
+)
 # Sound that libsndfile does not read: listed as rejected, not passed over.
 _UNREAD = (".m4a", ".mp4", ".aac", ".wma", ".ape", ".wv", ".mpc", ".amr", ".ra", ".webm", ".mka")
-
-
-class Columns(Section):
-    """Names of a table's columns."""
-
-    path: str = Field("path", description="the file, relative to the table's folder")
-    label: str = Field("label", description="the class; empty: unlabelled")
-    group: str | None = Field(None, description="what must not stand in two splits; default: each file by itself")
 
 
 class Augment(audio_augment.Settings):
@@ -83,24 +84,10 @@ class Augment(audio_augment.Settings):
         return self
 
 
-class Split(Section):
+class Split(Shares):
     """How rows are divided. `none` leaves it to `prepare.split`."""
 
     by: Literal["track", "segment", "none"] = "track"
-    fractions: dict[SplitName, Fraction] = Field({"train": 0.7, "val": 0.15, "test": 0.15})
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _fractions_sum_to_one(self) -> Self:
-        total = sum(self.fractions.values())
-        if abs(total - 1) > 1e-9:
-            raise ValueError(f"fractions sum to {total:g}, not 1")
-        return self
-
-    @property
-    def shares(self) -> dict[SplitName, float]:
-        """The splits that get something, in the order train, val, test."""
-        return {name: self.fractions[name] for name in SPLITS if self.fractions.get(name, 0) > 0}
 
 
 class Config(segments.Settings):
@@ -138,21 +125,10 @@ class Config(segments.Settings):
 
 
 @dataclass(frozen=True)
-class _Track:
-    """One file, as the corpus lists it."""
-
-    path: Path
-    id: str
-    group: str
-    label: str | None
-    where: str  # what lists it, for errors
-
-
-@dataclass(frozen=True)
 class _Recording:
     """One file with its length, in samples at the rate it is read at and in segments; or why it gives no row."""
 
-    track: _Track
+    track: Listed
     num_samples: int = 0
     num_segments: int = 0
     why_not: str = ""
@@ -186,7 +162,7 @@ def class_names(config: Config) -> list[str]:
     """`classes`, or the classes of the corpus, sorted."""
     if config.classes is not None:  # known without the corpus; `sources` finds any other in it
         return list(config.classes)
-    return _class_names(config, _tracks(config))
+    return vocabulary(config.classes, _tracks(config))
 
 
 def sources(config: Config) -> list[Source]:
@@ -200,7 +176,7 @@ def sources(config: Config) -> list[Source]:
 
 def _sources(config: Config, span_s: float) -> list[Source]:
     recordings = _recordings(config)
-    labels = {name: number for number, name in enumerate(_class_names(config, [r.track for r in recordings]))}
+    labels = {name: number for number, name in enumerate(vocabulary(config.classes, [r.track for r in recordings]))}
     pieces: dict[tuple[int, str, int], list[_Row]] = defaultdict(list)
     rows, splits = _divided(config, recordings)
     order = {name: place for place, name in enumerate(SPLITS)}
@@ -343,7 +319,7 @@ def _seconds(value: float) -> str:
 # ---- What there is
 
 
-def _tracks(config: Config) -> list[_Track]:
+def _tracks(config: Config) -> list[Listed]:
     """Every file of the corpus, sorted by path; ValueError where one is missing, stands twice or has no class."""
     path = Path(config.path)
     if path.is_dir():
@@ -352,17 +328,17 @@ def _tracks(config: Config) -> list[_Track]:
         raise ValueError(
             f"dataset.path={config.path!r} does not exist; give a folder with a folder per class, or a table"
         )
-    elif path.suffix.lower() in _MANIFESTS:
-        found = _in_manifest(config, path)
+    elif path.suffix.lower() in TABLES:
+        found = in_table(path, config.columns, label_required=config.labels == "required")
     else:
-        found = [_Track(path, path.stem, path.stem, None, str(path))]
+        found = [Listed(path, path.name, "", None, str(path))]
     if not found:
         raise ValueError(
             f"dataset.path={config.path!r}: no sound file there; give a folder with a folder per class that hold files "
             f"ending in {', '.join(audio.SUFFIXES)}"
         )
-    found.sort(key=lambda track: str(track.path))
-    _check_names(found)
+    found = sorted(map(_named, found), key=lambda track: str(track.path))
+    check_names(found)
     unlabelled = [track for track in found if track.label is None]
     if unlabelled and config.labels == "required":
         raise ValueError(
@@ -372,22 +348,15 @@ def _tracks(config: Config) -> list[_Track]:
     return found
 
 
-def _in_folders(config: Config, root: Path) -> list[_Track]:
-    found = []
-    for folder, below, files in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if name[0] != "."]
-        for name in files:
-            path = Path(folder, name)
-            if name[0] == "." or path.suffix.lower() not in audio.SUFFIXES + _UNREAD:
-                continue
-            if not path.is_file():
-                raise ValueError(f"{path} is a link to nothing; bring the file, or remove the link")
-            place = path.relative_to(root)
-            id = place.with_suffix("").as_posix()
-            label = place.parts[0] if len(place.parts) > 1 else None
-            found.append(_Track(path, id, id, label, f"folder {label or root}"))
-    labels = {track.label for track in found}
-    empty = sorted(f.name for f in root.iterdir() if f.is_dir() and f.name[0] != "." and f.name not in labels)
+def _named(file: Listed) -> Listed:
+    """A recording is called by its path without the suffix."""
+    id = Path(file.id).with_suffix("").as_posix()
+    return replace(file, id=id, group=file.group or id)
+
+
+def _in_folders(config: Config, root: Path) -> list[Listed]:
+    found = in_folders(root, lambda name: Path(name).suffix.lower() in audio.SUFFIXES + _UNREAD)
+    empty = empty_folders(root, found)
     if found and empty:
         raise ValueError(
             f"dataset.path={config.path!r}: no sound file in {', '.join(empty)}; every folder there is a class: fill "
@@ -396,80 +365,9 @@ def _in_folders(config: Config, root: Path) -> list[_Track]:
     return found
 
 
-def _in_manifest(config: Config, manifest: Path) -> list[_Track]:
-    wanted = config.columns
-    names, rows = _table(manifest)
-    needed = [("path", wanted.path), *([("group", wanted.group)] if wanted.group else [])]
-    if config.labels == "required" or wanted.label in names:
-        needed.append(("label", wanted.label))
-    for key, name in needed:
-        if name not in names:
-            raise ValueError(
-                f"{manifest}: no column {name!r}, which dataset.columns.{key} names; it has {', '.join(names)}; "
-                f"set dataset.columns: {{{key}: ...}}"
-            )
-    found, missing = [], []
-    for number, row in enumerate(rows, 2 if manifest.suffix.lower() != ".parquet" else 0):
-        where = f"{manifest}, {'row' if manifest.suffix.lower() == '.parquet' else 'line'} {number}"
-        name = row[wanted.path]
-        if not name:
-            raise ValueError(f"{where}: column {wanted.path!r} is empty; name a file or remove the line")
-        path = manifest.parent / name
-        if not path.is_file():
-            missing.append(f"{where}: {path}")
-        id = Path(name).with_suffix("").as_posix()
-        group = row[wanted.group] if wanted.group else id
-        if not group:
-            raise ValueError(f"{where}: column {wanted.group!r} is empty; say what {name} belongs to")
-        found.append(_Track(path, id, group, row.get(wanted.label) or None, where))
-    if missing:
-        raise ValueError(
-            f"{len(missing):,} of {len(found):,} files of {manifest} are missing; the first is {missing[0]}; "
-            "paths are relative to the table's folder: bring the files, or remove their lines"
-        )
-    return found
-
-
-def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Column names and rows of a table, all values as text without blanks around, "" for none."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pq.read_table(path)
-            values = {name: [_text(v) for v in table.column(name).to_pylist()] for name in table.column_names}
-            return table.column_names, [
-                dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)
-            ]
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-            names = [_text(name) for name in next(reader, [])]
-            rows = []
-            for row in reader:
-                if row and len(row) != len(names):
-                    raise ValueError(f"line {reader.line_num}: {len(row)} values for {len(names)} columns")
-                if row:
-                    rows.append(dict(zip(names, map(_text, row), strict=True)))
-            return names, rows
-    except (csv.Error, UnicodeDecodeError, pa.ArrowException, ValueError) as error:
-        raise ValueError(f"{path}: not a table that can be read: {error}") from None
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _check_names(tracks: Sequence[_Track]) -> None:
-    names: dict[str, _Track] = {}
-    for track in tracks:
-        if (other := names.setdefault(track.id, track)) is not track:
-            raise ValueError(
-                f"{track.path} ({track.where}) and {other.path} ({other.where}) have one name, {track.id!r}; "
-                "rename or remove one of them"
-            )
-
-
-def _check_contents(tracks: Sequence[_Track]) -> None:
+def _check_contents(tracks: Sequence[Listed]) -> None:
     """ValueError where two files are the same recording: they might stand in two classes or splits."""
-    for same in _same_content(tracks):
+    for same in same_content(tracks):
         first, second = same[:2]
         if labels := sorted({str(track.label) for track in same[1:]} - {str(first.label)}):
             second = next(track for track in same if str(track.label) == labels[0])
@@ -483,51 +381,13 @@ def _check_contents(tracks: Sequence[_Track]) -> None:
         )
 
 
-def _same_content(tracks: Iterable[_Track]) -> Iterator[list[_Track]]:
-    """Files that are equal byte by byte. Most are told apart by size, nearly all others by a piece of their middle."""
-    alike: list[list[_Track]] = [list(tracks)]
-    for key in (lambda p: p.stat().st_size, _digest_of_middle, _digest):
-        found = []
-        for group in alike:
-            by_key: dict[object, list[_Track]] = defaultdict(list)
-            for track in group:
-                by_key[key(track.path)].append(track)
-            found += [same for same in by_key.values() if len(same) > 1]
-        alike = found
-    yield from alike
-
-
-def _digest_of_middle(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(path.stat().st_size // 2)
-        return hashlib.blake2b(file.read(1 << 12)).digest()
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()
-
-
-def _class_names(config: Config, tracks: Sequence[_Track]) -> list[str]:
-    found = sorted({track.label for track in tracks if track.label is not None})
-    if config.classes is None:
-        return found
-    if unknown := sorted(set(found) - set(config.classes)):
-        first = next(track for track in tracks if track.label == unknown[0])
-        raise ValueError(
-            f"{first.path} ({first.where}) is of class {unknown[0]!r}, which is not among "
-            f"dataset.classes={list(config.classes)}; add it there, or remove the file"
-        )
-    return list(config.classes)
-
-
 def _recordings(config: Config) -> list[_Recording]:
     tracks = _tracks(config)
     _check_contents(tracks)
     return [_recording(config, track) for track in tracks]
 
 
-def _recording(config: Config, track: _Track) -> _Recording:
+def _recording(config: Config, track: Listed) -> _Recording:
     rate = config.features.sample_rate_hz
     try:
         status = os.stat(track.path)
@@ -570,7 +430,7 @@ def _divided(config: Config, recordings: Sequence[_Recording]) -> tuple[list[_Ro
             track = recording.track
             seconds[track.group][track.label] += recording.num_samples / config.features.sample_rate_hz
     try:
-        by_group = split_groups(seconds, shares, config.split.seed)
+        by_group = split_groups(seconds, shares, config.split.seed, _REMEDY)
     except ValueError as error:
         raise ValueError(f"dataset.path={config.path!r}: {error}") from None
     rows = []
@@ -581,84 +441,3 @@ def _divided(config: Config, recordings: Sequence[_Recording]) -> tuple[list[_Ro
         rows += [_Row(number, index, copy) for copy in numbers]
         splits += [split for _ in numbers]
     return rows, splits
-
-
-def split_rows(labels: Sequence[str | None], shares: Mapping[SplitName, float], seed: int) -> list[SplitName]:
-    """A split for every row, at random but in exact shares, in all and (to a row or two) within each class.
-
-    The number of rows of a split is its share, rounded by largest remainders. The rows, sorted by class and shuffled
-    within, are dealt out in a sequence that has the splits evenly mixed, so that any stretch of it has its share.
-    """
-    exact = np.array(list(shares.values())) * len(labels)
-    sizes = np.floor(exact + 1e-9).astype(int)
-    by_remainder = np.argsort(sizes - exact, kind="stable")
-    sizes[by_remainder[: len(labels) - sizes.sum()]] += 1
-    places = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes if size] or [np.empty(0)])
-    dealt = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(places, kind="stable")]
-    classes = np.array([label or "" for label in labels], dtype=object)
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    order = shuffled[np.argsort(classes[shuffled], kind="stable")]
-    found = np.empty(len(labels), int)
-    found[order] = dealt
-    names = list(shares)
-    return [names[number] for number in found]
-
-
-def split_groups(
-    seconds: Mapping[str, Mapping[str | None, float]], shares: Mapping[SplitName, float], seed: int
-) -> dict[str, SplitName]:
-    """A split for every group, given the playing time of each of its classes; None is no class.
-
-    Groups in random order go where most is missing of their classes and of the whole, and every class gets into every
-    split; of some hundred such divisions the one that meets the shares best is taken. ValueError where a class has
-    fewer groups than there are splits.
-    """
-    names, groups = list(shares), sorted(seconds)
-    classes = sorted({name for of_group in seconds.values() for name in of_group if name is not None})
-    for name in classes:
-        holding = [group for group in groups if name in seconds[group]]
-        if len(holding) < len(names):
-            raise ValueError(
-                f"class {name!r} has {len(holding)} group{'s' * (len(holding) != 1)} ({', '.join(holding)}), too few "
-                f"for one in each of {', '.join(names)}; bring more recordings of it, set dataset.split.fractions for "
-                f"fewer splits, or dataset.split.by: segment, which leaks"
-            )
-    times = np.array([[seconds[group].get(name, 0.0) for name in [*classes, None]] for group in groups])
-    has = times[:, : len(classes)] > 0
-    times = np.column_stack([times, times.sum(axis=1)])  # the whole is to meet the shares, too
-    times /= np.maximum(times.sum(axis=0), 1e-12)
-    wanted = np.array(list(shares.values()))[:, None]
-    rng = np.random.default_rng(seed)
-    best: tuple[float, NDArray[np.int64]] | None = None
-    for _ in range(max(1, min(100, 20_000 // max(1, len(groups))))):
-        placed, got, present = _dealt(times, has, wanted, rng.permutation(len(groups)))
-        badness = float(((got - wanted) ** 2).sum()) + 1000 * int((present == 0).sum())
-        if best is None or badness < best[0]:
-            best = badness, placed
-    if best is None or best[0] >= 1000:
-        raise ValueError(
-            "groups of several classes allow no division with every class in every split; bring more recordings, or "
-            "set dataset.split.by: segment, which leaks"
-        )
-    return {group: names[number] for group, number in zip(groups, best[1], strict=True)}
-
-
-def _dealt(
-    times: NDArray[np.float64], has: NDArray[np.bool_], wanted: NDArray[np.float64], order: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """One division of groups, in this order: the split of each, what each split got of each class, its groups."""
-    placed = np.zeros(len(times), np.int64)
-    got = np.zeros((len(wanted), times.shape[1]))
-    present = np.zeros((len(wanted), has.shape[1]), np.int64)
-    left = has.sum(axis=0)
-    for group in order:
-        # A class with only as many groups left as splits are without it must go to one of these.
-        urgent = has[group] & (left == (present == 0).sum(axis=0))
-        allowed = (present[:, urgent] == 0).any(axis=1) if urgent.any() else np.ones(len(wanted), bool)
-        excess = (got - wanted) @ times[group]
-        split = int(np.argmin(np.where(allowed, excess, np.inf)))
-        placed[group] = split
-        got[split] += times[group]
-        present[split] += has[group]
-        left = left - has[group]
-    return placed, got, present

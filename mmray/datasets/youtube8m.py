@@ -3,7 +3,8 @@
 Video level: `tf.train.Example` {id, labels, mean_rgb 1024 floats, mean_audio 128 floats}. Frame level:
 `tf.train.SequenceExample` {context {id, labels}, feature lists {rgb: 1024 bytes, audio: 128 bytes, one a second}}.
 Older releases call the id `video_id`; test shards carry no labels. Frames stay quantised:
-`mmray.features.quantization` turns them into floats.
+`mmray.features.quantization` turns them into floats. What people wrote about the videos can be joined to them, see
+`mmray.datasets._video_text`, and vectors that other runs made of them, see `mmray.datasets._joined`.
 
 S. Abu-El-Haija et al., "YouTube-8M: A Large-Scale Video Classification Benchmark", 2016; research.google.com/youtube8m
 """
@@ -11,10 +12,12 @@ S. Abu-El-Haija et al., "YouTube-8M: A Large-Scale Video Classification Benchmar
 from __future__ import annotations
 
 import csv
+import functools
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,10 +28,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from mmray.datasets import Reject, Rejected, Source
-from mmray.features import tfrecord
+from mmray.datasets import Reject, Rejected, Source, _joined, _text_counts, _video_text
+from mmray.datasets._joined import Join, Joined
+from mmray.datasets._text_counts import Counts
+from mmray.datasets._text_table import digest, stamp
+from mmray.datasets._video_text import Text, VideoText
+from mmray.features import text, tfrecord
 from mmray.features.tfrecord_shard import read_contents
-from mmray.schema import Column
+from mmray.schema import Column, arrow_schema
 
 GROUP_KEY = "id"
 LABEL_KEY = "labels"
@@ -59,6 +66,8 @@ class Config(BaseModel):
     train: tuple[str, ...] = ("train*",)  # names of shards of each split; other names: no split
     val: tuple[str, ...] = ("val*",)
     test: tuple[str, ...] = ("test*",)
+    text: Text | None = None  # titles and keywords, joined by id
+    joined: tuple[Joined, ...] = ()  # embeddings, joined by id
 
     @model_validator(mode="before")
     @classmethod
@@ -70,7 +79,14 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _valid(self) -> Self:
         assert self.records  # made once here for its own checks
+        if any(joined.key != "id" for joined in self.joined):
+            raise ValueError("joined.key: videos are in no groups; leave it out")
         return self
+
+    @property
+    def why_corpus_split(self) -> str | None:
+        """Why no other split than the corpus's own will do, where that is so."""
+        return self.text.why_corpus_split if self.text else None
 
     @property
     def records(self) -> tfrecord.RecordSpec:
@@ -88,6 +104,8 @@ class Config(BaseModel):
 
 def sources(config: Config) -> list[Source]:
     """One shard each, sorted by path."""
+    if config.text and config.text.remove_label_words and config.class_names_file is None:
+        raise ValueError("dataset.text.remove_label_words needs the labels' names: set dataset.class_names_file")
     paths = _shards(config)
     if not paths:
         raise ValueError(
@@ -96,7 +114,16 @@ def sources(config: Config) -> list[Source]:
     for path in paths:
         if not os.access(path, os.R_OK):
             raise ValueError(f"dataset.path={config.path!r}: {path} can't be read: check its permissions")
-    return [Source(str(path), _split(config, path.name), path.stat().st_size) for path in paths]
+    found = [Source(str(path), _split(config, path.name), path.stat().st_size) for path in paths]
+    # All rows depend on the companions: naming them once is enough to see that they have changed.
+    return [replace(found[0], companions=_companions(config)), *found[1:]]
+
+
+def _companions(config: Config) -> tuple[str, ...]:
+    """The files that rows depend on beside the shards."""
+    names = [config.class_names_file] if config.text and config.class_names_file else []
+    of_text = config.text.companions() if config.text else ()
+    return (*names, *of_text, *(path for joined in config.joined for path in joined.companions()))
 
 
 def _shards(config: Config) -> list[Path]:
@@ -122,8 +149,14 @@ def _split(config: Config, file_name: str) -> str | None:
 
 
 def columns(config: Config) -> list[Column]:
-    """id, labels, then the features; frame level: also num_frames."""
-    return config.records.columns
+    """id, labels, then the features; frame level: also num_frames; then words, and what is joined."""
+    of_text = _video_text.columns(config.text) if config.text else []
+    found = [*config.records.columns, *of_text, *_joined.columns(config.joined)]
+    names = [column.name for column in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"dataset.joined: a column called {name!r} is there already; call it otherwise in columns")
+    return found
 
 
 def class_names(config: Config) -> list[str]:
@@ -168,7 +201,9 @@ def _read_class_names(path: str) -> list[str]:
 
 def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBatch]:
     """The rows of one shard. ValueError where the whole shard is of the other level."""
-    records = config.records
+    records, counts = config.records, Counts()
+    words, join = _opened(config.model_dump_json(), _versions(config))
+    schema = arrow_schema(columns(config))
 
     def on_bad(bad: tfrecord.BadRecord) -> None:
         reject(Rejected(source.path, bad.reason, bad.offset, bad.record))
@@ -176,7 +211,68 @@ def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBa
     for batch in tfrecord.read_batches(
         source.path, records, reject=on_bad, batch_rows=BATCH_ROWS, verify_crc=config.verify_crc
     ):
-        yield batch.to_arrow(records)
+        rows = batch.to_arrow(records)
+        added = []
+        if words is not None:
+            added += words.columns_of(rows.column("id"), rows.column("labels").to_pylist(), counts)
+        if join is not None:
+            added += join.columns_of(rows.column("id"))
+        rows = pa.RecordBatch.from_arrays([*rows.columns, *added], schema=schema)
+        yield rows if words is None else rows.filter(words.wanted(added, counts))
+    if words is not None:
+        counts.write(_counts_folder(config), source.path)
+
+
+def _versions(config: Config) -> tuple[tuple[str | int, ...], ...]:
+    return tuple(tuple(stamp(Path(path))) for path in _companions(config))
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(values: str, versions: tuple[tuple[str | int, ...], ...]) -> tuple[VideoText | None, Join | None]:
+    """What is joined to rows, for these settings, as JSON, and versions of files: opened once a process."""
+    config = Config.model_validate_json(values)
+    join = Join(config.joined) if config.joined else None
+    if config.text is None:
+        return None, join
+    names = class_names(config) if config.class_names_file else []
+    train = [source for source in sources(config) if source.split == "train"]
+    label_words = [text.label_words(name) for name in names]
+    return VideoText(config.text, label_words, train, lambda: _ids(config, train)), join
+
+
+def _ids(config: Config, shards: list[Source]) -> Iterator[pa.Array]:
+    """The ids of all good records, in pieces that are valid until the next one is asked for.
+
+    The least that can be read of a record is read with them.
+    """
+    records = config.records
+    if records.frames:
+        smallest = min(records.frames.items(), key=lambda item: item[1])
+        spec = replace(records, vectors={}, frames=dict([smallest]), max_frames=1)
+    else:
+        spec = replace(records, vectors={})
+    for shard in shards:
+        for batch in tfrecord.read_batches(
+            shard.path, spec, reject=lambda bad: None, verify_crc=config.verify_crc, reuse_buffers=True
+        ):
+            yield batch.ids
+
+
+def _counts_folder(config: Config) -> Path:
+    """Where what was found of the text is kept, for these settings and versions of files."""
+    assert config.text is not None
+    return Path(config.text.cache) / f"counts-{digest([config.model_dump(mode='json'), _versions(config)])}"
+
+
+def split_report(config: Config) -> str:
+    """The shards of each split; and of text, what was matched and how it overlaps with labels."""
+    every = sources(config)
+    found = Counter(source.split or "no split" for source in every)
+    shards = "shards: " + ", ".join(f"{name} {count:,}" for name, count in found.items())
+    if config.text is None:
+        return shards
+    table_rows = len(config.text.open_table().ids)
+    return f"{shards}\n{_text_counts.report(_counts_folder(config), [source.path for source in every], table_rows)}"
 
 
 def detect(path: str, num_classes: int = 1 << 20, num_records: int = 16) -> Config:

@@ -33,11 +33,7 @@ voice, as the song wants.
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
 import wave
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -45,7 +41,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmray.datasets.synthetic import Progress, Summary
+from mmray.datasets.synthetic import Progress, Summary, summary, write_pieces
 from mmray.datasets.synthetic._instruments import SCALES, Instrument, add, pitches_from, play
 from mmray.files import write_text, written_whole
 
@@ -186,26 +182,8 @@ def generate(out: Path, config: Config, progress: Progress, num_processes: int =
     Raises ValueError when `out` holds anything but a run, whole or not, of the same configuration.
     """
     plan = clip_plan(config)
-    settings = out / "synthetic.json"
-    wanted = config.model_dump_json(indent=2) + "\n"
-    if settings.exists():
-        if settings.read_text() != wanted:
-            raise ValueError(f"{out} holds a corpus of other settings, see {settings}; give another folder")
-    elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and is no made-up corpus ({settings.name} is missing); give a new folder")
-    write_text(settings, wanted)
-
-    missing = [clip for clip in plan if not all(file.exists() for file in clip_files(out, clip))]
-    with (
-        ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) if num_processes > 1 else nullcontext()
-    ) as pool:
-        run = pool.map if pool else map
-        written = run(write_clip, itertools.repeat(config), missing, itertools.repeat(out))
-        for done, _ in enumerate(written, len(plan) - len(missing) + 1):
-            progress(done, len(plan))
-
-    files = [settings, *itertools.chain.from_iterable(clip_files(out, clip) for clip in plan)]
-    return Summary(out, len(plan), len(files), sum(file.stat().st_size for file in files))
+    files = write_pieces(out, config, plan, lambda clip: clip_files(out, clip), write_clip, progress, num_processes)
+    return summary(out, len(plan), files)
 
 
 def clip_files(out: Path, clip: Clip) -> tuple[Path, Path]:

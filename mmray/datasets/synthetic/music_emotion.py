@@ -23,12 +23,8 @@ in who plays. It is drawn and written section by section: memory does not grow w
 
 from __future__ import annotations
 
-import itertools
 import math
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -39,9 +35,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.signal import oaconvolve
 
-from mmray.datasets.synthetic import Progress, Summary
+from mmray.datasets.synthetic import Progress, Summary, summary, write_pieces
 from mmray.datasets.synthetic._instruments import SCALES, Instrument, add, pitches_from, play
-from mmray.files import write_text, written_whole
+from mmray.files import written_whole
 
 Floats = NDArray[np.float32]
 
@@ -162,26 +158,10 @@ def generate(out: Path, config: Config, progress: Progress, num_processes: int =
     Raises ValueError when `out` holds anything but a run, whole or not, of the same configuration.
     """
     plan = track_plan(config)
-    settings = out / "synthetic.json"
-    wanted = config.model_dump_json(indent=2) + "\n"
-    if settings.exists():
-        if settings.read_text() != wanted:
-            raise ValueError(f"{out} holds a corpus of other settings, see {settings}; give another folder")
-    elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and is no made-up corpus ({settings.name} is missing); give a new folder")
-    write_text(settings, wanted)
-
-    missing = [track for track in plan if not track_file(out, config, track).exists()]
-    with (
-        ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) if num_processes > 1 else nullcontext()
-    ) as pool:
-        run = pool.map if pool else map
-        written = run(write_track, itertools.repeat(config), missing, itertools.repeat(out))
-        for done, _ in enumerate(written, len(plan) - len(missing) + 1):
-            progress(done, len(plan))
-
-    files = [settings, *(track_file(out, config, track) for track in plan)]
-    return Summary(out, len(plan), len(files), sum(file.stat().st_size for file in files))
+    files = write_pieces(
+        out, config, plan, lambda track: (track_file(out, config, track),), write_track, progress, num_processes
+    )
+    return summary(out, len(plan), files)
 
 
 def track_file(out: Path, config: Config, track: Track) -> Path:

@@ -1,9 +1,9 @@
 """A made-up YouTube-8M: TFRecord shards, vocabulary and text in the real corpus's formats.
 
 `generate` writes into one folder `train0000.tfrecord` ..., `validate0000.tfrecord` ..., `test0000.tfrecord` ... of the
-configured level, `vocabulary.csv` with the header of the real one, and `text.csv` (id, title, keywords joined by
-commas). The same seed and sizes give the same videos (id, labels, text, shots) at both levels, so that a video-level
-and a frame-level folder describe one corpus.
+configured level, `vocabulary.csv` with the header of the real one, `text.csv` (id, title, keywords joined by commas),
+and `word_vectors.bin` in word2vec's binary format. The same seed and sizes give the same videos (id, labels, text,
+shots) at both levels, so that a video-level and a frame-level folder describe one corpus.
 
 Classes. Each of up to 24 verticals is a tree: a root, nouns below it, and "modifier noun" classes below the nouns.
 A class's index is its rank by expected frequency, as the index of the real vocabulary is its rank by frequency. The
@@ -40,6 +40,10 @@ This is the frames' own distribution but for clipping and for rounding (steps of
 
 Text. Two thirds of the videos have a row; a twelfth of the rows is not English, a sixth of the rest has no keywords.
 A word comes from a label's name, from the words that go with that label, from those of its vertical, or from none.
+
+Word vectors have WORD_VECTOR_SIZE numbers. Every vertical and every class has a direction, a class's in part that of
+its vertical; a word's vector is the mean of those of the classes or the vertical that it goes with, and noise. A word
+that tells nothing is noise alone, and words that are not English have no vector.
 """
 
 from __future__ import annotations
@@ -47,10 +51,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,7 +60,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmray.datasets.synthetic import Progress, Summary
+from mmray.datasets.synthetic import Progress, Summary, summary, write_pieces
 from mmray.datasets.synthetic._youtube8m_words import (
     COMMON_WORDS,
     FOREIGN_WORDS,
@@ -78,6 +79,7 @@ CLIMBS = 0.85
 SAME_VERTICAL = 0.75
 INHERITED = 0.6
 DRIFT_CORRELATION = 0.95
+WORD_VECTOR_SIZE = 32
 LOUD, LOUDNESS, QUIETNESS = 0.45, 1.5, 0.3  # the share of loud classes; their factor of strength, and the others'
 
 
@@ -193,23 +195,9 @@ def generate(out: Path, config: Config, progress: Progress, num_processes: int =
     Raises ValueError when `out` holds anything but a run, whole or not, of the same configuration.
     """
     plan = shard_plan(config)
-    settings = out / "synthetic.json"
-    wanted = config.model_dump_json(indent=2) + "\n"
-    if settings.exists():
-        if settings.read_text() != wanted:
-            raise ValueError(f"{out} holds a corpus of other settings, see {settings}; give another folder")
-    elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and is no made-up corpus ({settings.name} is missing); give a new folder")
-    write_text(settings, wanted)
-
-    missing = [shard for shard in plan if not (out / shard.file_name).exists()]
-    with (
-        ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) if num_processes > 1 else nullcontext()
-    ) as pool:
-        run = pool.map if pool else map
-        written = run(write_shard, itertools.repeat(config), missing, itertools.repeat(out))
-        for done, _ in enumerate(written, len(plan) - len(missing) + 1):
-            progress(done, len(plan))
+    files = write_pieces(
+        out, config, plan, lambda shard: (out / shard.file_name,), write_shard, progress, num_processes
+    )
 
     train_video_count = np.zeros(config.num_classes, np.int64)
     with written_whole(out / "text.csv") as aside, aside.open("w", encoding="utf-8", newline="") as file:
@@ -221,8 +209,10 @@ def generate(out: Path, config: Config, progress: Progress, num_processes: int =
             if shard.split == "train":
                 train_video_count += np.bincount(videos.label, minlength=config.num_classes)
     write_text(out / "vocabulary.csv", _vocabulary(build_world(config), train_video_count))
-    files = [settings, out / "vocabulary.csv", out / "text.csv", *(out / shard.file_name for shard in plan)]
-    return Summary(out, config.num_videos, len(files), sum(file.stat().st_size for file in files))
+    with written_whole(out / "word_vectors.bin") as aside:
+        aside.write_bytes(_word2vec(draw_word_vectors(config)))
+    others = [out / name for name in ("vocabulary.csv", "text.csv", "word_vectors.bin")]
+    return summary(out, config.num_videos, [*files, *others])
 
 
 def shard_plan(config: Config) -> list[Shard]:
@@ -270,7 +260,9 @@ def _frame_records(
 
 
 def _random(config: Config, *purpose: int) -> np.random.Generator:
-    """The stream of one purpose: (0,) the world; of shard i: (1, i) videos, (2, i) features, (3, i) text."""
+    """The stream of one purpose: (0,) the world, (4,) word vectors; of shard i: (1, i) videos, (2, i) features, (3, i)
+    text.
+    """
     return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=purpose))
 
 
@@ -503,6 +495,36 @@ def draw_text(config: Config, shard: Shard, videos: Videos) -> list[tuple[str, s
                 title.append(pick(TITLE_ENDINGS))
         rows.append((video_id, " ".join(title), ",".join(dict.fromkeys(keywords))))
     return rows
+
+
+def draw_word_vectors(config: Config) -> dict[str, np.ndarray]:
+    """The vector (WORD_VECTOR_SIZE,) float32 of every English word of a text, small and with a capital, sorted."""
+    world, random = build_world(config), _random(config, 4)
+    common = f"{COMMON_WORDS} {' '.join(TITLE_ENDINGS)}".translate(str.maketrans("()[]!#-", " " * 7)).split()
+    goes_with: dict[str, list[np.ndarray]] = {word: [] for word in common}
+    verticals = _directions(np.full(len(VERTICALS), -1), WORD_VECTOR_SIZE, random)
+    own = _directions(np.full(config.num_classes, -1), WORD_VECTOR_SIZE, random)
+    for direction, (_, words) in zip(verticals, VERTICALS.values(), strict=True):
+        for word in words.split():
+            goes_with.setdefault(word, []).append(direction)
+    classes = INHERITED**0.5 * verticals[world.vertical] + (1 - INHERITED) ** 0.5 * own
+    for direction, name, of_class in zip(classes, world.names, world.words, strict=True):
+        for word in (*name.lower().split(), *(word for word in of_class if word not in common)):
+            goes_with.setdefault(word, []).append(direction)
+
+    vectors = {}
+    for word, found in goes_with.items():
+        mean = np.mean(found, axis=0) if found else np.zeros(WORD_VECTOR_SIZE)
+        for form in dict.fromkeys((word, word.capitalize())):
+            noise = 0.3 * _directions(np.array([-1]), WORD_VECTOR_SIZE, random)[0]
+            vectors[form] = (mean + noise).astype(np.float32)
+    return dict(sorted(vectors.items()))
+
+
+def _word2vec(vectors: dict[str, np.ndarray]) -> bytes:
+    """Vectors in word2vec's binary format."""
+    head = f"{len(vectors)} {WORD_VECTOR_SIZE}\n".encode()
+    return head + b"".join(f"{word} ".encode() + vector.astype("<f4").tobytes() for word, vector in vectors.items())
 
 
 def _vocabulary(world: World, train_video_count: np.ndarray) -> str:
