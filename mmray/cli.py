@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -80,6 +80,65 @@ def train(run_file: Path, overrides: tuple[str, ...], verbose: bool) -> None:
     train_run(config.load(run_file, overrides), verbose)
 
 
+@cli.command()
+@_with_run
+@click.option("--out", type=click.Path(path_type=Path), help="A PNG file; default: <name>-preview.png beside the runs.")
+@click.option("--rows", default=8, show_default=True, type=click.IntRange(min=1), help="Images.")
+@click.option("--epochs", default=6, show_default=True, type=click.IntRange(min=1), help="Epochs to show of each.")
+def preview(
+    run_file: Path, overrides: tuple[str, ...], out: Path | None, rows: int, epochs: int, verbose: bool
+) -> None:
+    """Draw training images as they are stored and as epochs change them. Prepares the dataset first if need be."""
+    from mmray import config
+    from mmray.console import say
+    from mmray.on_ray.prepare import prepare as prepare_run
+    from mmray.preview import sheet
+
+    run = config.load(run_file, overrides)
+    data = prepare_run(run, verbose)
+    say(f"drew {sheet(run, data, out or run.run_dir.with_name(f'{run.name}-preview.png'), rows, epochs)}")
+
+
+@cli.command()
+@_with_run
+@click.option("--resume", is_flag=True, help="Go on with a search that is there; without it one is begun if need be.")
+def tune(run_file: Path, overrides: tuple[str, ...], resume: bool, verbose: bool) -> None:
+    """Search for the best settings of a run, as its section tune says, or go on with the search."""
+    from mmray import config, study
+    from mmray.on_ray.tune import tune as tune_run
+
+    run = config.load(run_file, overrides)
+    if resume:
+        study.read_run(run.run_dir)
+    tune_run(run, verbose)
+
+
+@cli.command()
+@_with_run
+@click.option("--cluster", metavar="NODES.yaml", type=click.Path(path_type=Path), help="Machines that are not here.")
+def plan(run_file: Path, overrides: tuple[str, ...], cluster: Path | None, verbose: bool) -> None:
+    """Say what a run, or its search, needs, and whether the cluster has it; the status is 1 if not."""
+    from mmray import config
+    from mmray.console import say
+    from mmray.on_ray.plan import plan_for
+
+    say(plan_for(config.load(run_file, overrides), cluster, verbose).said())
+
+
+@cli.command()
+@click.argument("folder", metavar="STUDY", type=click.Path(path_type=Path))
+@click.option("--optuna", is_flag=True, help="optuna-dashboard, on port 8080.")
+@click.option("--tensorboard", is_flag=True, help="TensorBoard over the trials, on port 6006.")
+@click.option("--ray", is_flag=True, help="Where the dashboard of the Ray cluster is.")
+@click.option("--host", help="Listen here too, where others may reach it; default: this machine alone.")
+@click.option("--port", type=click.IntRange(1, 65534), help="Of the first dashboard; the next has the next.")
+def dashboard(folder: Path, optuna: bool, tensorboard: bool, ray: bool, host: str | None, port: int | None) -> None:
+    """Serve dashboards of a search, running or finished: optuna-dashboard and TensorBoard if none is chosen."""
+    from mmray.on_ray.dashboard import serve
+
+    serve(folder, optuna, tensorboard, ray, host, port)
+
+
 @cli.command("import-weights")
 @click.argument("run_file", metavar="RUN.yaml", type=click.Path(path_type=Path))
 @click.argument("weights", type=click.Path(path_type=Path))
@@ -143,6 +202,36 @@ def predict(
 
 
 @cli.command()
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--split", default="all", show_default=True, help="Split of the prepared dataset.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of task or predict.")
+@_verbose
+def embed(
+    run_dir: Path, split: str, dtype: Literal["float32", "float16"], overrides: tuple[str, ...], verbose: bool
+) -> None:
+    """Store what the classifier of a trained model reads of every row: inputs of other runs, and of neighbours."""
+    from mmray.console import say
+    from mmray.on_ray.embed import embed as embed_run
+
+    say(f"embeddings are in {embed_run(run_dir, split, dtype, overrides, verbose)}")
+
+
+@cli.command()
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--id", "row_id", required=True, help="The row whose neighbours are wanted.")
+@click.option("-k", "num", default=10, show_default=True, type=click.IntRange(min=1), help="Neighbours.")
+@click.option("--split", "splits", multiple=True, help="Look for them here alone; may be given several times.")
+def neighbours(path: Path, row_id: str, num: int, splits: tuple[str, ...]) -> None:
+    """Show the rows whose embeddings point most nearly where that of one row does, with their labels."""
+    from mmray.embeddings import neighbours as nearest
+
+    itself, found = nearest(path, row_id, num, splits)
+    for row in (itself, *found):
+        click.echo(f"{row.cosine:8.4f}  {row.split:<5}  {row.id}  {', '.join(row.labels)}")
+
+
+@cli.command()
 @click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_what_to_predict
 @_verbose
@@ -164,13 +253,74 @@ def evaluate(
 
 @cli.command()
 @click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--method", default="mean", show_default=True, help="How: see docs/ensembles.md.")
+@click.option("--split", default="test", show_default=True, help="Split that is predicted and scored.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the ensemble: runs/ensemble.")
+@click.option("--missing", default="error", show_default=True, help="Ids that a run lacks: error, or intersect.")
+@click.option("--seed", default=0, show_default=True, help="Of the random forest.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: forest.trees=200.")
+@_verbose
+def ensemble(
+    run_dirs: tuple[Path, ...],
+    method: str,
+    split: str,
+    out: Path,
+    missing: str,
+    seed: int,
+    overrides: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Combine runs into one that is predicted, evaluated and reported like a run.
+
+    Methods mean, max, geometric, rank and median (of melodies) learn nothing; weighted, greedy, stack and forest learn
+    from the split val; soup averages weights.
+    """
+    from mmray.config import Ensemble, section_from_dict
+    from mmray.console import say
+    from mmray.evaluation import evaluate as evaluate_run
+    from mmray.on_ray.ensemble import make
+    from mmray.on_ray.predict import predict as predict_run
+    from mmray.predictions import read_info
+
+    values = {"method": method, "missing": missing, "members": [str(path) for path in run_dirs]}
+    settings = section_from_dict(Ensemble, values, overrides, where="mmray ensemble").model_dump(mode="json")
+    folder, data = predict_run(make(run_dirs, out, settings, seed), split, verbose=verbose)
+    if read_info(folder).labelled:
+        metrics = evaluate_run(out, folder.name, data)["metrics"]
+        scores = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+        say(f"{out.name:<32} {folder.name}  {scores}")
+
+
+@cli.command()
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the page; default: report/ in the first run.")
 def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
-    """Write one self-contained HTML page over runs, and its pictures beside it."""
+    """Write one self-contained HTML page over runs, or over a search, and its pictures beside it."""
     from mmray.console import say
-    from mmray.reporting.page import write_report
+    from mmray.reporting import page, study
+    from mmray.study import is_study
 
-    say(f"open {write_report(list(run_dirs), out or run_dirs[0] / 'report')}")
+    out = out or run_dirs[0] / "report"
+    searches = [folder for folder in run_dirs if is_study(folder)]
+    if searches and len(run_dirs) > 1:
+        raise click.UsageError(f"{searches[0]} is a search; a page is over one search, or over runs")
+    say(f"open {study.write_report(run_dirs[0], out) if searches else page.write_report(list(run_dirs), out)}")
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--format", "file_format", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="The file; default: export/ in the run folder.")
+@_verbose
+def export(run_dir: Path, file_format: Literal["onnx", "torch"], out: Path | None, verbose: bool) -> None:
+    """Write the best checkpoint of a run as one file that predicts by itself, and check what it predicts."""
+    from mmray.console import say
+    from mmray.on_ray.prepare import prepare_for
+    from mmray.training import run_folder
+    from mmray.training.export import export as export_run
+
+    data = prepare_for(run_folder.read_run(run_dir), run_dir, verbose)
+    say(str(export_run(run_dir, data, file_format, out)))
 
 
 @cli.group("synth")
@@ -231,6 +381,47 @@ def synth_melody(out: Path, clips: int, seed: int, overrides: tuple[str, ...]) -
     config = section_from_dict(mir1k.Config, {"num_clips": clips, "seed": seed}, overrides, where="mmray synth melody")
     with progress("synth", clips, "clips") as advance:
         summary = mir1k.generate(out, config, lambda done, total: advance(done, f"seed {config.seed}"))
+    say(f"made {summary}")
+
+
+@synth_group.command("album_covers")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--images", default=2_000, show_default=True, help="Covers, all genres together.")
+@click.option("--classes", default=20, show_default=True, help="Genres, as the real corpus has.")
+@click.option("--layout", type=click.Choice(["folder", "parquet"]), default="folder", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: size=128.")
+def synth_album_covers(
+    out: Path, images: int, classes: int, layout: str, seed: int, overrides: tuple[str, ...]
+) -> None:
+    """Album covers, a folder per genre or Parquet files as on Hugging Face, in the folder OUT."""
+    from mmray.config import section_from_dict
+    from mmray.console import progress, say
+    from mmray.datasets.synthetic import album_covers
+
+    values = {"num_images": images, "num_classes": classes, "layout": layout, "seed": seed}
+    config = section_from_dict(album_covers.Config, values, overrides, where="mmray synth album_covers")
+    with progress("synth", len(album_covers.piece_plan(config)), "pieces") as advance:
+        summary = album_covers.generate(out, config, lambda done, total: advance(done, f"seed {config.seed}"))
+    say(f"made {summary}")
+
+
+@synth_group.command("pets")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--images", default=1_480, show_default=True, help="Images, all breeds together.")
+@click.option("--classes", default=37, show_default=True, help="Breeds, as the real corpus has.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: size=200.")
+def synth_pets(out: Path, images: int, classes: int, seed: int, overrides: tuple[str, ...]) -> None:
+    """Cats and dogs laid out as Oxford-IIIT Pet is, in the folder OUT."""
+    from mmray.config import section_from_dict
+    from mmray.console import progress, say
+    from mmray.datasets.synthetic import pets
+
+    values = {"num_images": images, "num_classes": classes, "seed": seed}
+    config = section_from_dict(pets.Config, values, overrides, where="mmray synth pets")
+    with progress("synth", -(-config.num_images // pets.IMAGES_A_PIECE), "pieces") as advance:
+        summary = pets.generate(out, config, lambda done, total: advance(done, f"seed {config.seed}"))
     say(f"made {summary}")
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from mmray.schema import Column
+from mmray.schema import Column, arrow_schema
 
 
 class PredictionsInfo(BaseModel):
@@ -63,3 +63,17 @@ def read_tables(folder: Path, batch_rows: int = 8192, leave_out: Sequence[str] =
             yield pa.Table.from_batches([batch])
     if rows != info.rows:
         raise ValueError(f"{folder} should hold {info.rows:,} rows and holds {rows:,}; predict again")
+
+
+def open_writer(path: Path, columns: list[Column]) -> pq.ParquetWriter:
+    """A writer of stored predictions. Bytes are scores: noise to a compressor, and plain they are read much faster."""
+    schema = arrow_schema(columns)
+    plain = {field.name for field in schema if pa.types.is_large_binary(field.type)}
+    leaves = [column.name for column in columns if column.name not in plain]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        use_dictionary=leaves if leaves else False,
+        compression={name: "none" if name in plain else "snappy" for name in schema.names},
+        write_statistics=False,
+    )

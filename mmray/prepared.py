@@ -213,11 +213,17 @@ def train_tables(
 
 def tensor_column(table: pa.Table, name: str) -> npt.NDArray[Any]:
     """A `fixed_shape_tensor` column as an array of shape (rows, *shape), without a copy where it is one chunk."""
-    column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-    array: npt.NDArray[Any] = column.to_numpy_ndarray()
+    array: npt.NDArray[Any] = _one_chunk(table, name).to_numpy_ndarray()
     return array
+
+
+def _one_chunk(table: pa.Table, name: str) -> pa.Array:
+    """A column as one array, without a copy where it is one chunk: `combine_chunks` copies even then."""
+    column = table.column(name)
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    combined = column.combine_chunks()
+    return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
 
 
 def frames_column(table: pa.Table, column: Column) -> tuple[npt.NDArray[Any], Int64s]:
@@ -236,9 +242,7 @@ def ragged_column(table: pa.Table, name: str) -> tuple[npt.NDArray[Any], Int64s]
 
     The values of row i are `values[offsets[i]:offsets[i + 1]]`; a binary column gives uint8 bytes.
     """
-    column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks)
+    column = _one_chunk(table, name)
     if column.null_count:
         raise ValueError(f"column {name!r} has {column.null_count} missing values where every row must have one")
     if pa.types.is_large_binary(column.type):

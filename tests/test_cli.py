@@ -238,7 +238,7 @@ def test_synth_makes_the_corpus_that_was_asked_for(mmray: Mmray, tmp_path: Path)
     ended = mmray("synth", "youtube8m", out, *SMALL, "--seed", 4, "--set", "test_labels=false")
     assert (ended.status, ended.err) == (0, "")
     assert "6 of 6 shards" in ended.out
-    assert f"made {out}: 40 items in 9 files" in ended.out
+    assert f"made {out}: 40 items in 10 files" in ended.out
     wanted = youtube8m.Config(num_videos=40, num_classes=6, rgb_size=5, audio_size=3, seed=4, test_labels=False)
     plain = tmp_path / "plain"
     youtube8m.generate(plain, wanted, lambda done, total: None)

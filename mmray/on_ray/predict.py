@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import pyarrow.parquet as pq
 import torch
 
 from mmray import config, lookup, predictions, prepared
@@ -19,11 +18,11 @@ from mmray.on_ray import runtime
 from mmray.on_ray.prepare import prepare, prepare_for
 from mmray.predictions import PredictionsInfo
 from mmray.prepared import SplitReader
-from mmray.schema import DatasetInfo, SplitInfo, arrow_schema
+from mmray.schema import Column, DatasetInfo
 from mmray.tasks import FileTask, Task, build, monitored
-from mmray.training import checkpoint, run_folder
+from mmray.training import checkpoint, run_folder, trained
 
-_MAY_CHANGE = ("task", "predict")  # sections of a trained run that a prediction may set anew
+MAY_CHANGE = ("task", "predict")  # sections of a trained run that a prediction may set anew
 _PART_MB = 32  # of the prepared dataset, in memory, that one task predicts into one Parquet file
 
 
@@ -40,7 +39,11 @@ def predict(
     change settings of the task or of prediction: predictions/<split>+<key=value>. Predictions made by the same
     checkpoint are kept as they are. ValueError where the split or checkpoint is missing.
     """
-    run = config.with_overrides(run_folder.read_run(run_dir), overrides, _MAY_CHANGE)
+    run = config.with_overrides(run_folder.read_run(run_dir), overrides, MAY_CHANGE)
+    if run.ensemble is not None and run.ensemble.method != "soup":
+        from mmray.on_ray.ensemble import predict_ensemble  # which predicts with each of its members
+
+        return predict_ensemble(run_dir, split, corpus, overrides, verbose)
     task = build(run, run_folder.read_info(run_dir))
     best = checkpoint.best(run_dir, *monitored(run, task))
     name = split
@@ -82,9 +85,7 @@ def predict(
         delete_leftovers(out.parent)
         aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=".writing-"))
         aside.chmod(0o755)
-        done = _write_parts(run, run_dir, folder, info.split(split), result, aside)
-        if done != result.rows:
-            raise RuntimeError(f"predicted {done:,} of {result.rows:,} rows: this must not happen, please report it")
+        done, _ = write_parts(_write_predictions, run, run_dir, folder, result, aside, "predict")
         write_json(aside / "predictions.json", result.model_dump(mode="json"))
         publish_folder(aside, out)
     say(f"predicted {done:,} rows into {out}")
@@ -105,7 +106,8 @@ def predict_files(
     predicted in this process, more of them by Ray. ValueError where the task does not work on files, and, when all
     others are done, for files that could not be predicted.
     """
-    run = config.with_overrides(run_folder.read_run(run_dir), overrides, _MAY_CHANGE)
+    run = config.with_overrides(run_folder.read_run(run_dir), overrides, MAY_CHANGE)
+    require_model(run, run_dir, "predicts splits and corpora, not single files or a stream")
     task = build(run, run_folder.read_info(run_dir))
     if not hasattr(task, "predict_file"):
         raise ValueError(
@@ -144,13 +146,20 @@ def predict_files(
 
 def predict_stream(run_dir: Path, pcm: str, overrides: Sequence[str] = ()) -> None:
     """Predict raw samples from standard input while they arrive, and write the results to standard output."""
-    run = config.with_overrides(run_folder.read_run(run_dir), overrides, _MAY_CHANGE)
+    run = config.with_overrides(run_folder.read_run(run_dir), overrides, MAY_CHANGE)
+    require_model(run, run_dir, "predicts splits and corpora, not single files or a stream")
     task = build(run, run_folder.read_info(run_dir))
     if not hasattr(task, "predict_stream"):
         raise ValueError(f"task.name={run.task.name} does not predict a stream of samples")
     step = checkpoint.best(run_dir, *monitored(run, task)).step
     task, model, device = _Model(run.to_dict(), str(run_dir), step).loaded
     task.predict_stream(model, device, sys.stdin.buffer, pcm, sys.stdout)
+
+
+def require_model(run: config.Run, run_dir: Path, does: str) -> None:
+    """ValueError, saying what it `does` instead, where a run folder has no model of its own, but those of members."""
+    if run.ensemble is not None and run.ensemble.method != "soup":
+        raise ValueError(f"{run_dir} is an ensemble, which {does}")
 
 
 def _over(run: config.Run, corpus: str, trained_on: DatasetInfo) -> config.Run:
@@ -166,11 +175,16 @@ def _over(run: config.Run, corpus: str, trained_on: DatasetInfo) -> config.Run:
         values["dataset"]["path"] = path
     else:
         values["dataset"] = {"name": name, "path": path}
-        if "cfp" in fields and hasattr(run.dataset, "cfp"):  # the model knows no other feature
-            values["dataset"]["cfp"] = run.dataset.cfp.model_dump(mode="json")
+        for key in ("cfp", "image"):  # the model knows no other feature
+            if key in fields and hasattr(run.dataset, key):
+                values["dataset"][key] = getattr(run.dataset, key).model_dump(mode="json")
     values["dataset"].pop("remix", None)  # further rows to train on
     if "classes" in fields:  # it may have some of them only, and the model knows them by number
-        values["dataset"] |= {"classes": trained_on.class_names, "split": {"by": "none"}, "augment": {}}
+        values["dataset"] |= {"classes": trained_on.class_names, "split": {"by": "none"}}
+        if "augment" in fields:
+            values["dataset"]["augment"] = {}
+        if "conflicting_labels" in fields:
+            values["dataset"]["conflicting_labels"] = "keep"  # every image gets its prediction
     other = config.from_dict(values)
     sources = lookup.load("dataset", other.dataset.name).sources(other.dataset)
     values["prepare"]["split"] = {"by": "corpus" if equals and all(s.split for s in sources) else "none"}
@@ -185,9 +199,28 @@ def _placed(run: config.Run, num_jobs: int) -> dict[str, Any]:
     return {"compute": strategy, "num_cpus": 1, "num_gpus": 1 if gpus else 0}
 
 
-def _write_parts(
-    run: config.Run, run_dir: Path, folder: Path, split: SplitInfo, result: PredictionsInfo, aside: Path
-) -> int:
+class Announced(Protocol):
+    """What is written, announced: rows of a split of a prepared dataset, by a checkpoint."""
+
+    split: str
+    step: int
+    rows: int
+    columns: list[Column]
+
+
+Loaded = tuple[Task, torch.nn.Module, torch.device]
+WriteRows = Callable[[Loaded, SplitReader, range, int, Announced, Path], int]
+"""From a range of rows of a split, so many in a batch, to one Parquet file; it says how many rows it has written."""
+
+
+def write_parts(
+    write: WriteRows, run: config.Run, run_dir: Path, folder: Path, result: Announced, aside: Path, verb: str
+) -> tuple[int, int]:
+    """Have every row of a split written into `aside/part-*.parquet` by Ray; return rows read and rows written.
+
+    `write` is a function of a module, which says how, `verb` names it to those who wait. ValueError for bad input.
+    """
+    split = prepared.read_info(folder).split(result.split)
     rows_a_part = max(1, int((_PART_MB << 20) * split.rows / max(1, split.num_bytes)))
     starts = range(0, split.rows, rows_a_part)
     parts = [
@@ -198,8 +231,9 @@ def _write_parts(
         runtime.ray_data()
         .from_items(parts, override_num_blocks=len(parts))
         .map(
-            _Predictor,
+            _PartWriter,
             fn_constructor_args=(
+                write,
                 run.to_dict(),
                 str(run_dir.absolute()),
                 str(folder.absolute()),
@@ -209,14 +243,16 @@ def _write_parts(
             **_placed(run, len(parts)),
         )
     )
-    done = 0
-    with progress("predict", result.rows, "rows") as advance, runtime.without_core_remarks():
+    done = written = 0
+    with progress(verb, split.rows, "rows") as advance, runtime.without_core_remarks():
         for row in data.iter_rows():
             if row["bad"]:
                 raise ValueError(row["bad"])
-            done += row["rows"]
+            done, written = done + row["rows"], written + row["written"]
             advance(done, f"{run.name} at step {result.step}")
-    return done
+    if done != split.rows:
+        raise RuntimeError(f"{verb}: {done:,} of {split.rows:,} rows: this must not happen, please report it")
+    return done, written
 
 
 class _Model:
@@ -226,39 +262,49 @@ class _Model:
         self.run, self._run_dir, self._step = config.from_dict(run), Path(run_dir), step
 
     @functools.cached_property
-    def loaded(self) -> tuple[Task, torch.nn.Module, torch.device]:
-        task = build(self.run, run_folder.read_info(self._run_dir))
+    def loaded(self) -> Loaded:
+        task, model = trained.load(self.run, self._run_dir, self._step)
         device = torch.device("cuda" if self.run.resources.use_gpu and torch.cuda.is_available() else "cpu")
-        model = task.build_model()
-        checkpoint.load_model(checkpoint.folder_of(self._run_dir, self._step), model)
-        return task, model.to(device).eval(), device
+        return task, model.to(device), device
 
 
-class _Predictor:
-    """One call predicts one range of rows and writes its file."""
+class _PartWriter:
+    """One call writes the file of one range of rows."""
 
-    def __init__(self, run: dict[str, Any], run_dir: str, folder: str, result: PredictionsInfo, aside: str) -> None:
+    def __init__(
+        self, write: WriteRows, run: dict[str, Any], run_dir: str, folder: str, result: Announced, aside: str
+    ) -> None:
         self._model, self._folder = _Model(run, run_dir, result.step), Path(folder)
-        self._result, self._aside = result, Path(aside)
+        self._write, self._result, self._aside = write, result, Path(aside)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        rows, path = range(part["start"], part["stop"]), self._aside / f"part-{part['part']:05d}.parquet"
         try:
-            self._write(int(part["part"]), int(part["start"]), int(part["stop"]))
+            written = self._written(rows, path)
         except (ValueError, OSError) as error:  # an answer, not a failure of the task: no retry, no stack trace
-            return {"rows": 0, "bad": str(error)}
-        return {"rows": part["stop"] - part["start"], "bad": ""}
+            return {"rows": 0, "written": 0, "bad": str(error)}
+        return {"rows": len(rows), "written": written, "bad": ""}
 
-    def _write(self, part: int, start: int, stop: int) -> None:
-        task, model, device = self._model.loaded
-        info = prepared.read_info(self._folder)
-        inputs, known = task.columns(labelled=False), {column.name for column in info.columns}
+    def _written(self, rows: range, path: Path) -> int:
+        loaded, info = self._model.loaded, prepared.read_info(self._folder)
+        known = {column.name for column in info.columns}
         carried = [c.name for c in self._result.columns if c.name in known]
-        reader = SplitReader(self._folder, info.split(self._result.split), tuple(dict.fromkeys([*carried, *inputs])))
-        path = self._aside / f"part-{part:05d}.parquet"
-        with torch.inference_mode(), pq.ParquetWriter(path, arrow_schema(self._result.columns)) as writer:
-            for rows in reader.batches(start, stop, self._model.run.predict.batch_size):
-                scores, _ = task.evaluate(model, task.collate(rows.select(inputs)).to(device))
-                writer.write_table(task.predictions(self._result.columns, rows, scores.cpu()))
+        names = tuple(dict.fromkeys([*carried, *loaded[0].columns(labelled=False)]))
+        reader = SplitReader(self._folder, info.split(self._result.split), names)
+        with torch.inference_mode():
+            return self._write(loaded, reader, rows, self._model.run.predict.batch_size, self._result, path)
+
+
+def _write_predictions(
+    loaded: Loaded, reader: SplitReader, rows: range, batch_size: int, result: Announced, path: Path
+) -> int:
+    task, model, device = loaded
+    inputs = task.columns(labelled=False)
+    with predictions.open_writer(path, result.columns) as writer:
+        for table in reader.batches(rows.start, rows.stop, batch_size):
+            scores, _ = task.evaluate(model, task.collate(table.select(inputs)).to(device))
+            writer.write_table(task.predictions(result.columns, table, scores.cpu()))
+    return len(rows)
 
 
 class _FilePredictor:

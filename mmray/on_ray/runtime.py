@@ -84,6 +84,8 @@ def is_local() -> bool:
 def warn_of_relative_paths(run: config.Run) -> None:
     """Say so where a job would read and write inside the copy of the working folder that Ray makes, and deletes."""
     paths = {"out": run.out, "prepare.out": run.prepare.out, "dataset.path": getattr(run.dataset, "path", "/")}
+    if text := getattr(run.dataset, "text", None):
+        paths["dataset.text.cache"] = text.cache
     relative = [key for key, path in paths.items() if not Path(path).is_absolute()]
     if relative and not is_local() and "runtime_resources" in Path.cwd().parts:
         say(

@@ -17,6 +17,7 @@ import jinja2
 import yaml
 
 from mmray.reporting import plots
+from mmray.reporting.ensembles import ensemble_sections, ensemble_settings, score_by_cost
 from mmray.reporting.melody import contours
 from mmray.reporting.pictures import (
     Pictures,
@@ -51,6 +52,7 @@ from mmray.reporting.scores import (
     track_tables,
 )
 from mmray.reporting.text import display_name, duration, flop, is_finite, number, shape
+from mmray.reporting.video import common_words, modality_tables
 
 # What environment.json says of the model; it stands among the settings, not beside the hardware.
 _OF_THE_MODEL = ("num_parameters", "conv_flops_per_second")
@@ -84,7 +86,10 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         notes=[(run.label, note) for run in runs for note in run.notes + _checks(run)] + _comparability(runs),
         comparisons=[comparison(runs, name) for name in names] if split else [],
         metric_bars=metric_bars(runs, names, pictures) if split else [],
-        settings=_table([_settings(run) for run in runs]),
+        modality_tables=modality_tables(runs, names),
+        ensembles=ensemble_sections(runs, names, pictures),
+        cost_pictures=[picture for name in names for picture in score_by_cost(runs, name, pictures)],
+        settings=_table([_settings(run) | ensemble_settings(run) for run in runs]),
         differences=_table([_flat(_choices(run)) for run in runs], only_different=True),
         datasets=[_data_section(group) for group in _by_dataset(runs)],
         curves=training_curves(runs, pictures),
@@ -102,6 +107,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
             *(score_by_rank(runs, split, pictures) if split else []),
             *(p for group in _by_dataset(runs) for p in label_histogram(group[0].dataset, pictures)),
         ],
+        word_pictures=common_words(runs, names, pictures),
         class_tables=[t for group in _by_dataset(runs) for t in class_tables(group, split)] if split else [],
         throughput=_table([_throughput(run) for run in runs]),
         throughput_curves=throughput_curves(runs, pictures),

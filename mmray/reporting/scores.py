@@ -278,7 +278,7 @@ def class_report(runs: Sequence[Run], name: str) -> Json | None:
     for kind in ("macro", "weighted"):
         cells = [of_run.get(f"{kind}_{score}") for of_run in metrics for score in scores]
         rows.append((f"{kind} mean", "mean", [*cells, *total]))
-    accuracy = [cell for of_run in metrics for cell in ("", of_run.get("weighted_accuracy"), "")]
+    accuracy = [cell for of_run in metrics for cell in ("", of_run.get("accuracy", of_run.get("weighted_accuracy")), "")]
     rows.append(("weighted accuracy", "mean", [*accuracy, *total]))
     return {"split": name, "runs": [run.label for run in having], "scores": scores, "rows": rows}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmray.config import Resources
-from mmray.on_ray.train import plan_workers
+from mmray.on_ray.plan import plan_workers
 
 
 def plan(cpus: float, gpus: float, **resources: object) -> dict[str, object]:

@@ -1,0 +1,12 @@
+"""Search for the best settings of a run. As a Ray job, from the root of the project:
+
+ray job submit --working-dir . -- python jobs/tune.py configs/smoke/tune.yaml
+"""
+
+import sys
+
+from mmray.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "tune")
+    main()

@@ -1,0 +1,263 @@
+"""Searches on Ray Tune, on a tiny corpus: what they find, what they survive, what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmray import config, study
+from mmray.datasets.synthetic import youtube8m
+from mmray.on_ray.prepare import prepare
+from mmray.on_ray.tune import tune
+from mmray.prepared import read_info
+from mmray.tasks import build
+from mmray.training import checkpoint, feed, run_folder
+from mmray.training.context import Context
+from mmray.training.loop import fit
+from mmray.training.run_folder import read_log
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_runtime")]
+LR = {"train.optimizer.lr": {"loguniform": ["1e-3", "1e-1"]}}
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A small mixture of experts over 601 videos."""
+    corpus = tmp_path_factory.mktemp("corpus")
+    made = youtube8m.Config(num_videos=601, num_classes=8, rgb_size=12, audio_size=4, videos_per_shard=300)
+    youtube8m.generate(corpus, made, lambda done, total: None)
+    features = {"mean_rgb": 12, "mean_audio": 4}
+    return {
+        "task": "video_classification",
+        "dataset": {"name": "youtube8m", "path": str(corpus), "level": "video", "num_classes": 8, "features": features},
+        "model": {"name": "moe", "num_experts": 2},
+        "prepare": {"part_mb": 1},
+        "train": {"epochs": 3, "batch_size": 50, "precision": "fp32", "log_every_steps": 4},
+        "resources": {"max_failures": 0},
+    }
+
+
+Make = Callable[..., config.Run]
+
+
+def searched(run: config.Run) -> study.StudyInfo:
+    return study.read_info(tune(run))
+
+
+def plain_fit(run: config.Run) -> list[float]:
+    """The validation scores of a run in one process without Ray: the reference."""
+    folder = prepare(run)
+    info = read_info(folder)
+    context = Context(run_folder.open_run(run, info))
+    task = build(run, info)
+    fit(run, task, *feed.tables(run, task, folder, context), context)
+    return scores(run.run_dir)
+
+
+def scores(run_dir: Path) -> list[float]:
+    return [line["val/gap"] for line in read_log(run_dir) if line["event"] == "epoch"]
+
+
+def test_search_over_models_leaves_what_it_found(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """A conditional space, stopped early; the default first; then the best trial trained again without Ray."""
+    space = LR | {"model": {"choice": ["logistic", "moe"], "when": {"moe": {"model.num_experts": {"int": [1, 4]}}}}}
+    settings = {
+        "space": space,
+        "samples": 7,
+        "points": ["default"],
+        "keep_best": 2,
+        "stopper": "asha",
+        "concurrency": 1,
+    }
+    run = make("models", tune=settings)
+    info = searched(run)
+    assert [trial.number for trial in info.trials] == list(range(7))
+    assert {trial.state for trial in info.trials} == {"complete", "pruned"}
+    default = info.trial(0)
+    assert default.values == {"train.optimizer.lr": 0.001, "model.name": "moe", "model.num_experts": 2}
+    for trial in info.trials:
+        assert ("model.num_experts" in trial.values) == (trial.values["model.name"] == "moe")
+        ours = scores(run.run_dir / "trials" / f"{trial.number:04d}")
+        assert [value for _, value in trial.curve] == pytest.approx(ours)
+        assert len(ours) == 3 if trial.state == "complete" else len(ours) < 3
+    best = max((t for t in info.trials if t.state == "complete"), key=lambda t: t.objectives["val/gap"])
+    assert info.best[0] == best.number
+    again = config.load(run.run_dir / "best.yaml")
+    assert plain_fit(again) == pytest.approx([value for _, value in best.curve], rel=1e-4)
+    kept = {path.parent.name for path in (run.run_dir / "trials").glob("*/checkpoints")}
+    assert kept == {f"{number:04d}" for number in info.best[:2]}
+    assert len(list(Path(run.prepare.out).glob("youtube8m-*"))) == 1
+    said = capsys.readouterr().out
+    assert "7 of 7" in said
+    assert "MB on disk" in said
+
+    before = {path: path.stat().st_mtime_ns for path in (run.run_dir / "trials").rglob("metrics.jsonl")}
+    assert side_by_side(run.run_dir) == {f"{t.number:04d}": t.values.get("model.num_experts") for t in info.trials}
+    longer = searched(make("models", tune=settings | {"samples": 9}))  # the search goes on with what it knows
+    assert [trial.model_dump() for trial in longer.trials[:7]] == [trial.model_dump() for trial in info.trials]
+    assert len(longer.trials) == 9
+    assert all(path.stat().st_mtime_ns == modified for path, modified in before.items())
+    with pytest.raises(ValueError, match=r"holds another search:\n  tune\.stopper\.name: 'asha' there, 'none' now"):
+        tune(make("models", tune=settings | {"stopper": "none"}))
+
+
+def side_by_side(folder: Path) -> dict[str, float | None]:
+    """What TensorBoard's tab of parameters shows of the trials: the number of experts, where there are some."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    found: dict[str, float | None] = {}
+    for board in (folder / "trials").glob("*/tensorboard"):
+        events = EventAccumulator(str(board))
+        events.Reload()
+        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        shown = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+        found[board.parent.name] = shown["model.num_experts"].number_value if "model.num_experts" in shown else None
+        assert "val/gap" in events.Tags()["scalars"]
+    return found
+
+
+def test_what_fails_is_told_and_the_search_goes_on(make: Make) -> None:
+    """A loss that is not finite, a batch larger than the corpus, and trials that are well."""
+    space = {
+        "train.optimizer.lr": {"choice": [0.01, 1e38]},
+        "train.batch_size": {"choice": [50, 100_000]},
+    }
+    sgd = {"optimizer": {"name": "sgd"}, "epochs": 1}
+    info = searched(make("failing", train=sgd, tune={"space": space, "sampler": "grid", "concurrency": 1}))
+    states = {(t.values["train.optimizer.lr"], t.values["train.batch_size"]): t for t in info.trials}
+    assert states[0.01, 50].state == "complete"
+    assert [t.state for t in info.trials].count("failed") == 3
+    assert states[1e38, 50].reason.startswith("FloatingPointError: train/loss became")
+    assert "more than the" in states[0.01, 100_000].reason
+    assert info.best == [states[0.01, 50].number]
+
+
+def test_killed_trial_goes_on(make: Make) -> None:
+    """SIGKILL while it trains: the trial goes on from its last checkpoint, and the search with it."""
+    settings = {"space": LR, "samples": 1, "concurrency": 1}
+    run = make("killed", train={"epochs": 60}, resources={"max_failures": 1}, tune=settings)
+    run_dir = run.run_dir / "trials" / "0000"
+    killed = []
+
+    def kill_when_it_trains() -> None:
+        while not killed and len(scores(run_dir)) < 50:
+            if len(scores(run_dir)) > 5:
+                killed.extend(trial_processes()[:1])
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill_when_it_trains, daemon=True)
+    killer.start()
+    info = searched(run)
+    killer.join()
+    assert killed
+    (trial,) = info.trials
+    assert trial.state == "complete"
+    assert [epoch for epoch, _ in trial.curve] == list(range(1, 61))
+    assert scores(run_dir) == pytest.approx([value for _, value in trial.curve])
+
+
+def trial_processes() -> list[int]:
+    """The processes of trials among those that this one's Ray started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = (folder / "environ").read_bytes().find(f"MMRAY_TEST_SESSION={os.getpid()}".encode()) >= 0
+            title = (folder / "cmdline").read_bytes()
+            if mine and title.startswith(b"ray::") and (b"Trainable" in title or b"Trial" in title):
+                found.append(int(folder.name))
+        except OSError:  # it has ended meanwhile, or is someone else's
+            continue
+    return found
+
+
+def test_trials_of_two_workers_give_the_curve_of_one_process(make: Make) -> None:
+    """Two trials, so that the workers are used again."""
+    run = make(
+        "gang", resources={"num_workers": 2}, tune={"space": LR, "samples": 2, "points": [{"train.optimizer.lr": 0.02}]}
+    )
+    info = searched(run)
+    assert [trial.state for trial in info.trials] == ["complete", "complete"]
+    reference = plain_fit(make("alone", train={"optimizer": {"lr": 0.02}}))
+    assert [value for _, value in info.trial(0).curve] == pytest.approx(reference, rel=1e-4)
+
+
+def test_two_objectives_over_seeds_give_a_front(make: Make) -> None:
+    run = make(
+        "front",
+        train={"epochs": 1},
+        tune={
+            "space": {"model.num_experts": {"int": [1, 4]}, "train.optimizer.lr": {"choice": [0.003, 0.03]}},
+            "objectives": {"val/gap": "max", "num_parameters": "min", "latency_ms": "min"},
+            "samples": 5,
+            "seeds": [0, 1],
+            "sampler": "nsga2",
+            "concurrency": 1,
+        },
+    )
+    info = searched(run)
+    for trial in info.trials:
+        experts = int(trial.values["model.num_experts"] or 0)
+        assert trial.objectives["num_parameters"] == 8 * (16 * (2 * experts + 1) + experts)
+        assert trial.objectives["latency_ms"] > 0
+        of_seeds = [scores(path)[-1] for path in study.trial_dirs(run.run_dir, trial.number)]
+        assert len(of_seeds) == 2
+        assert trial.objectives["val/gap"] == pytest.approx(sum(of_seeds) / 2)
+
+    def beats(one: study.TrialInfo, other: study.TrialInfo) -> bool:
+        a, b = one.objectives, other.objectives
+        pairs = [(a["val/gap"], b["val/gap"])] + [(-a[n], -b[n]) for n in ("num_parameters", "latency_ms")]
+        return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+    front = {t.number for t in info.trials if not any(beats(other, t) for other in info.trials)}
+    assert set(info.best) == front
+
+
+def test_population_hands_weights_on(make: Make) -> None:
+    settings: dict[str, Any] = {
+        "space": LR,
+        "sampler": {"name": "pbt", "population": 3, "interval_epochs": 1, "quantile": 0.34},
+    }
+    settings["concurrency"] = 1
+    run = make("population", tune=settings)
+    info = searched(run)
+    assert [trial.state for trial in info.trials] == ["complete"] * 9
+    for trial in info.trials:
+        generation, member = divmod(trial.number, 3)
+        run_dir = run.run_dir / "trials" / f"{trial.number:04d}"
+        state = checkpoint.last(run_dir)
+        if state is not None:  # those of the first generation are deleted
+            assert state.epoch == generation + 1
+        assert len(scores(run_dir)) == generation + 1
+        if generation == 0:
+            assert trial.parent is None
+            continue
+        assert trial.parent in range(3 * generation - 3, 3 * generation)
+        parent = info.trial(trial.parent)
+        assert scores(run_dir)[:-1] == pytest.approx(scores(run.run_dir / "trials" / f"{trial.parent:04d}"))
+        ranked = sorted(info.trials[3 * generation - 3 : 3 * generation], key=lambda t: t.objectives["val/gap"])
+        own = info.trial(3 * (generation - 1) + member)
+        if own.number == ranked[0].number:  # the worst goes on from the best, with other values
+            assert trial.parent == ranked[-1].number
+            assert trial.values != parent.values
+        else:
+            assert trial.parent == own.number
+            assert trial.values == parent.values
+
+
+def test_what_can_not_fit_is_refused_before_anything_starts(make: Make) -> None:
+    inputs = {"model.inputs": {"choice": [["mean_x"]]}}
+    unfit = LR | {"model": {"choice": ["moe", "logistic"], "when": {"logistic": inputs}}}
+    with pytest.raises(ValueError, match=r"tune\.space, with .*model logistic.*: model\.inputs: 'mean_x'"):
+        tune(make("unfit", tune={"space": unfit}))
+    with pytest.raises(ValueError, match=r"4 processes of .* are asked for, and 2 fit"):
+        tune(make("large", resources={"cpus_per_worker": 1}, tune={"space": LR, "concurrency": 4}))
