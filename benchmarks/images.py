@@ -1,7 +1,7 @@
 """Decoding, resizing and preparing images, against Pillow, torch's DataLoader and ray.data.read_images.
 
     taskset -c 0 python benchmarks/images.py decode [--rounds 9] [--images FOLDER ...]
-    python benchmarks/images.py read [--number 2000] [--rounds 3]
+    python benchmarks/images.py read [--number 6000] [--rounds 3]
 
 `decode`, one thread: JPEG files to 224 x 224 x 3 bytes. CPU time of the process, all methods in turn, medians of the
 rounds; ratios are medians over the rounds. Two sets of 200 made-up images (300 x 300, and 500 x 375 and the like), or
@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["decode", "read"])
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--number", type=int, default=2_000)
+    parser.add_argument("--number", type=int, default=6_000)
     parser.add_argument("--images", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

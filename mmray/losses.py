@@ -42,12 +42,12 @@ def pitch_loss(logits: Tensor, rows: Tensor, counted: Tensor) -> Tensor:
     return (per_frame * weights).sum() / max(1, len(logits))
 
 
-def multilabel_loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """The training loss of a multi-label model for inputs x and labels (B, C), bool: a scalar.
+def multilabel_loss(model: nn.Module, labels: Tensor, *inputs: Tensor) -> Tensor:
+    """The training loss of a multi-label model for labels (B, C), bool, and its inputs: a scalar.
 
-    A model that has a `loss(x, labels)` of its own, because it can do better than by way of its logits, is asked for
-    it; any other is given `binary_cross_entropy`. Under DistributedDataParallel call this inside the wrapped module's
-    forward, not with the wrapper: gradients are synchronised only for what passes through its forward.
+    A model that has a `loss(*inputs, labels)` of its own, because it can do better than by way of its logits, is asked
+    for it; any other is given `binary_cross_entropy`. Under DistributedDataParallel call this inside the wrapped
+    module's forward, not with the wrapper: gradients are synchronised only for what passes through its forward.
     """
-    own: Callable[[Tensor, Tensor], Tensor] | None = getattr(model, "loss", None)
-    return binary_cross_entropy(model(x), labels) if own is None else own(x, labels)
+    own: Callable[..., Tensor] | None = getattr(model, "loss", None)
+    return binary_cross_entropy(model(*inputs), labels) if own is None else own(*inputs, labels)

@@ -312,7 +312,9 @@ def _merge(splits: Sequence[SplitInfo]) -> SplitInfo:
 
 
 def _stamp(path: str) -> tuple[str, int, int]:
-    """What changes when a file does: its name, size and time."""
+    """What changes when a file does: its name, size and time. Of one in a store its module notes the version."""
+    if "://" in path:
+        return path, 0, 0
     status = Path(path).stat()
     return path, status.st_size, status.st_mtime_ns
 

@@ -376,9 +376,13 @@ def _default(run: config.Run, space: Space) -> Values:
         inner: Any = settings
         for part in param.key.split("."):
             inner = inner.get(part) if isinstance(inner, dict) else None
-        label = _label(inner)
-        if param.range.holds(label):
-            given[param.name] = label
+        labels = [_label(inner)]
+        section = settings.get(param.key.split(".")[0])
+        if param.key.endswith(".name") and isinstance(section, dict) and "architecture" in section:
+            labels.append(f"{section['name']}/{section['architecture']}")  # timm/resnet18
+        for label in labels:
+            if param.range.holds(label):
+                given[param.name] = label
     reached = {param.name for param in params(space, given)}
     return {name: value for name, value in given.items() if name in reached}
 

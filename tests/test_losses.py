@@ -51,8 +51,8 @@ def test_a_models_own_loss_comes_first() -> None:
 
     x, labels = torch.randn(2, 3), torch.tensor([[True, False], [False, False]])
     plain = nn.Linear(3, 2)
-    assert torch.equal(multilabel_loss(plain, x, labels), binary_cross_entropy(plain(x), labels))
-    assert multilabel_loss(WithOwnLoss(3, 2), x, labels).item() == 42
+    assert torch.equal(multilabel_loss(plain, labels, x), binary_cross_entropy(plain(x), labels))
+    assert multilabel_loss(WithOwnLoss(3, 2), labels, x).item() == 42
 
 
 def naive_pitch_loss(logits: Tensor, rows: Tensor, counted: Tensor) -> float:

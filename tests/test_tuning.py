@@ -175,6 +175,18 @@ def test_points_are_checked_and_the_default_is_the_run_s_own() -> None:
         assert message in str(caught.value)
 
 
+def test_default_of_a_library_s_architecture_goes_by_its_name() -> None:
+    values = RUN | {"task": "image_classification", "model": {"name": "timm/resnet18", "drop_rate": 0.5}}
+    values["dataset"] = {"name": "album_covers", "path": "data"}
+    choices = {"model": {"choice": ["timm/resnet10t", "timm/resnet18", "pets_cnn"]}}
+    run = config.from_dict(values | {"tune": {"space": choices, "points": ["default"]}})
+    found = space_of(run)
+    assert points(run, found) == [{"model.name": "timm/resnet18"}]
+    other = run_of(run, found, {"model.name": "timm/resnet10t"}).model.model_dump()
+    assert (other["architecture"], other["drop_rate"]) == ("resnet10t", 0.5)  # of the same library
+    assert "drop_rate" not in run_of(run, found, {"model.name": "pets_cnn"}).model.model_dump()
+
+
 @given(st.integers(-50, 50), st.integers(0, 40), st.integers(1, 9))
 def test_values_of_numbers_are_what_they_hold(low: int, steps: int, step: int) -> None:
     numbers = Numbers(low, low + steps * step, step, whole=True)

@@ -61,7 +61,7 @@ def class_names(config: Config) -> list[str]:
 
 
 def sources(config: Config) -> list[Source]:
-    """Some dozens of files each, of one split, shuffled. ValueError where there is no image, and as `_images` has it."""
+    """Some dozens of files each, of one split, shuffled. ValueError: no image, and as `_images.planned` has it."""
     return image_folder.sources_of(config, _listing(config))
 
 

@@ -135,7 +135,8 @@ def autocast_type(x: Tensor) -> torch.dtype:
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm of (n, channels) for any n: fewer than two have no variance, and are normalised as outside training.
 
-    A micro-batch may be as small as that, and all its rows may be without frames.
+    A micro-batch may be as small as that, and all its rows may be without frames. Its statistics are those that count,
+    for which reason models with batch norm are not `by_length`: short rows and long ones would be normed apart.
     """
 
     def forward(self, x: Tensor) -> Tensor:

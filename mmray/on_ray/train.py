@@ -38,6 +38,8 @@ def train(run: config.Run, verbose: bool = False) -> Path:
     """
     run = run.model_copy(update={"tune": None})
     run_dir = run.run_dir
+    if run.ensemble is not None and run.ensemble.method != "soup":
+        raise ValueError(f"{run_dir} is an ensemble; train its members")
     if is_study(run_dir):
         raise ValueError(f"{run_dir} holds a search; give this run a name of its own, --set name=...")
     with locked(run_dir.with_name(f".{run_dir.name}.lock"), f"training {run_dir}", wait=False):

@@ -24,17 +24,19 @@ MAX_MEMBERS_IN_MATRIX = 24
 
 def ensemble_sections(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) -> list[Json]:
     """Of every ensemble and evaluation: title, remarks, the table of its members, pictures of how alike they are."""
-    sections = []
+    sections, drawn_for = [], set()
     for run in runs:
         for name in names:
             study = _study(run, name)
             if study is None:
                 continue
             title = f"{run.label}, {name}" if len(runs) > 1 or len(names) > 1 else name
+            members = (name, *(str(member) for member in run.config["ensemble"]["members"]))
             drawn = [
                 pictures.save(f"{key} {run.label} {name}", figure, caption)
-                for key, caption, figure in _matrices(study, name)
+                for key, caption, figure in (_matrices(study, name) if members not in drawn_for else [])
             ]
+            drawn_for.add(members)  # other methods over the same members show the same
             sections.append(
                 {
                     "title": title,

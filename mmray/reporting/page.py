@@ -18,6 +18,7 @@ import yaml
 
 from mmray.reporting import plots
 from mmray.reporting.ensembles import ensemble_sections, ensemble_settings, score_by_cost
+from mmray.reporting.images import ACCURACY_TABLE, class_accuracy, confused_images, phase_starts, phase_tables
 from mmray.reporting.melody import contours
 from mmray.reporting.pictures import (
     Pictures,
@@ -59,7 +60,7 @@ _OF_THE_MODEL = ("num_parameters", "conv_flops_per_second")
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Write `out/index.html`, its pictures inlined, and the same pictures as `out/*.png`; return the page's path.
+    """Write `out/index.html`, its pictures inlined, and the drawn ones also as `out/*.png`; return the page's path.
 
     One run gives a page about it, several a comparison. Raises ValueError for no run, a run given twice, or a folder
     that is no run, naming what it lacks.
@@ -92,9 +93,13 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
         settings=_table([_settings(run) | ensemble_settings(run) for run in runs]),
         differences=_table([_flat(_choices(run)) for run in runs], only_different=True),
         datasets=[_data_section(group) for group in _by_dataset(runs)],
-        curves=training_curves(runs, pictures),
+        curves=training_curves(runs, {run.label: phase_starts(run) for run in runs}, pictures),
+        phase_tables=phase_tables(runs),
         class_reports=[found for name in names if (found := class_report(runs, name))],
         confusions=[picture for name in names for picture in confusions(runs, name, pictures)],
+        class_accuracy=class_accuracy(runs, names, pictures),
+        accuracy_table=ACCURACY_TABLE,
+        confused_images=confused_images(runs, names),
         feature_maps=feature_maps(runs, names, pictures),
         augmentations=augmentations(runs, names, pictures),
         timelines=timelines(runs, names, pictures),

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from mmray.features import audio_augment
-from mmray.reporting import plots, plots_classification
+from mmray.reporting import plots, plots_classification, plots_images
 from mmray.reporting.runs import Json, Run
 from mmray.reporting.scores import (
     class_names_of,
@@ -52,8 +52,13 @@ class Pictures:
         return {"data": encoded, "width": width_px, "height": height_px, "caption": caption}
 
 
-def training_curves(runs: Sequence[Run], pictures: Pictures) -> list[Json]:
-    """Every logged metric over the training steps, the loss first, and the learning rate."""
+def training_curves(
+    runs: Sequence[Run], phases: Mapping[str, Sequence[tuple[str, int]]], pictures: Pictures
+) -> list[Json]:
+    """Every logged metric over the training steps, the loss first, and the learning rate.
+
+    `phases` maps each run's label to the phases of its training, name and the steps before it, which are marked.
+    """
     names = dict.fromkeys(
         key.split("/", 1)[1] for run in runs for events in (run.steps, run.epochs) for key in metric_keys(events)
     )
@@ -68,10 +73,12 @@ def training_curves(runs: Sequence[Run], pictures: Pictures) -> list[Json]:
             for run in runs
         }
         figure = plots.curves(series, display_name(name), log_y=lower_is_better(name))
+        plots_images.mark_phases(figure, phases)
         drawn.append(pictures.save(f"curve {name}", figure, display_name(name)))
     rates = {run.label: {"step": _points(run.steps or run.epochs, "lr")} for run in runs}
     if any(len(series["step"][0]) for series in rates.values()):
         figure = plots.curves(rates, "learning rate", log_y=True)
+        plots_images.mark_phases(figure, phases)
         drawn.append(pictures.save("curve lr", figure, "learning rate"))
     return drawn
 

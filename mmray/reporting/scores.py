@@ -276,11 +276,19 @@ def class_report(runs: Sequence[Run], name: str) -> Json | None:
     metrics = [run.evaluations[name]["metrics"] for run in having]
     total = [sum(entries[having[0].label][of_class][key] for of_class in classes) for key in ("train_count", "count")]
     for kind in ("macro", "weighted"):
-        cells = [of_run.get(f"{kind}_{score}") for of_run in metrics for score in scores]
+        cells = [_mean_of(of_run, kind, score) for of_run in metrics for score in scores]
         rows.append((f"{kind} mean", "mean", [*cells, *total]))
-    accuracy = [cell for of_run in metrics for cell in ("", of_run.get("accuracy", of_run.get("weighted_accuracy")), "")]
+    accuracy = [
+        cell for of_run in metrics for cell in ("", of_run.get("accuracy", of_run.get("weighted_accuracy")), "")
+    ]
     rows.append(("weighted accuracy", "mean", [*accuracy, *total]))
     return {"split": name, "runs": [run.label for run in having], "scores": scores, "rows": rows}
+
+
+def _mean_of(metrics: Json, kind: str, score: str) -> Any:
+    """The macro or weighted mean of a score; the weighted mean of the recall is the accuracy under another name."""
+    same = metrics.get("accuracy") if (kind, score) == ("weighted", "recall") else None
+    return metrics.get(f"{kind}_{score}", same)
 
 
 def track_tables(runs: Sequence[Run], name: str) -> list[Json]:

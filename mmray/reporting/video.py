@@ -76,11 +76,11 @@ def modalities(run: Run) -> list[str]:
 def common_words(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) -> list[Json]:
     """The most frequent words of titles and of keywords of training videos beside the most frequent labels."""
     drawn = []
-    seen: set[str] = set()
+    seen: list[Json] = []
     for run, words in ((run, run.evaluations.get(name, {}).get("common_words")) for run in runs for name in names):
-        if not words or run.dataset["id"] in seen:
+        if not words or words in seen:  # of one corpus, perhaps prepared in another way
             continue
-        seen.add(run.dataset["id"])
+        seen.append(words)
         for column, entries in words.items():
             if entries:
                 of = COLUMN_NAMES.get(column, column)

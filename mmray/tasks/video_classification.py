@@ -93,12 +93,7 @@ class Task:
         if not getattr(model, "is_fitted", True):
             with torch.no_grad():
                 model.fit(self._training_rows(batch.tensors["labels"].device))  # type: ignore[operator]
-        inputs, labels = self.inputs.tensors(batch, self._dropout), self._multi_hot(batch)
-        own = getattr(model, "loss", None)
-        loss: torch.Tensor = (
-            losses.binary_cross_entropy(model(*inputs), labels) if own is None else own(*inputs, labels)
-        )
-        return loss
+        return losses.multilabel_loss(model, self._multi_hot(batch), *self.inputs.tensors(batch, self._dropout))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, float]:
         """Probabilities (B, C) float32, and the loss summed over rows; 0 for rows without labels."""

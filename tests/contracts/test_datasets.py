@@ -57,8 +57,11 @@ CASES = {
     "mir1k": Case("mir1k", {"num_clips": NUM_ITEMS, "min_clip_s": 1.0, "max_clip_s": 1.5}, {}),
 }  # fmt: skip
 
-# Nothing makes these corpora up; tests/datasets/ writes small ones by hand and holds the modules to the same.
-BY_HAND = {"adc2004", "audio_folder", "ikala", "melody_folder", "mirdata", "mirex05", "union"}
+# tests/datasets/ and others write small ones of these by hand and hold the modules to the same.
+BY_HAND = {
+    "adc2004", "album_covers", "audio_folder", "embeddings", "ikala", "image_folder", "image_parquet", "melody_folder",
+    "mirdata", "mirex05", "oxford_pets", "union",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,25 @@ from mmray.tasks import Batch, Task, build
 EIGHT = 8
 
 
-def synthetic_youtube8m(folder: Path, level: str) -> dict[str, Any]:
-    """Make 8 videos to train on and 9 more; return the dataset section that reads them."""
+def synthetic_youtube8m(folder: Path, kind: str) -> dict[str, Any]:
+    """Make 8 videos to train on and 9 more; return the dataset section that reads vectors, frames or text of them."""
+    level = "video" if kind == "text" else kind
+    num_videos = 3 * 17 if kind == "text" else 17  # not every video has a title
     made = youtube8m.Config(
-        num_videos=17, num_classes=12, rgb_size=12, audio_size=10, level=level, min_frames=1, max_frames=7,
+        num_videos=num_videos, num_classes=12, rgb_size=12, audio_size=10, level=level, min_frames=1, max_frames=7,
         train_fraction=EIGHT / 17, val_fraction=0.3,
     )  # fmt: skip
     youtube8m.generate(folder, made, lambda done, total: None)
     names = ("mean_rgb", "mean_audio") if level == "video" else ("rgb", "audio")
     features = dict(zip(names, (12, 10), strict=True))
-    return {"name": "youtube8m", "path": str(folder), "level": level, "num_classes": 12, "features": features}
+    section = {"name": "youtube8m", "path": str(folder), "level": level, "num_classes": 12, "features": features}
+    if kind == "text":
+        files = {"path": str(folder / "text.csv"), "vectors": str(folder / "word_vectors.bin"), "vector_size": 32}
+        names_file = {"class_names_file": str(folder / "vocabulary.csv")}
+        section |= {
+            "text": {**files, "clusters": 4, "videos": "with_title", "cache": str(folder / "cache")}
+        } | names_file
+    return section
 
 
 def synthetic_mir1k(folder: Path, kind: str) -> dict[str, Any]:
@@ -104,6 +113,13 @@ CASES = [
     Case("video_classification", {"name": "logistic", "inputs": ["audio"]}, "frame"),
     Case("video_classification", {"name": "moe", "num_experts": 3, "inputs": ["mean_audio", "mean_rgb"]}, "video"),
     Case("video_classification", {"name": "moe"}, "frame"),
+    Case("video_classification", {"name": "mlp", "hidden_size": 64, "dropout": 0}, "video", lr=0.01),
+    Case("video_classification", {"name": "lstm", "hidden_size": 32, "num_layers": 1}, "frame", lr=0.01),
+    Case("video_classification", {"name": "dbof", "num_frames": 7, "projection_size": 64, "hidden_size": 32}, "frame"),
+    Case("video_classification", {"name": "nextvlad", "clusters": 4, "groups": 2, "hidden_size": 32}, "frame"),
+    Case(
+        "video_classification", {"name": "text_cnn", "channels": 16, "hidden_size": 32, "dropout": 0}, "text", lr=0.01
+    ),
     Case(model={"name": "dense_aspp", "growth": 4, "dilations": [1, 2, 4]}, kind="clips", **MELODY),
     Case(model={"name": "segnet"}, kind="pooled", **MELODY),
     Case(model={"name": "audio_cnn"}, kind="features", **EMOTION),
@@ -120,6 +136,9 @@ CASES = [
         model={"name": "inception_v3", "cut": "Mixed_5b", "hidden": 16, "dropout": 0}, kind="breed uint8 75", **IMAGES
     ),
 ]
+
+
+COUNTED = {"unigram"}  # descends no gradient; tests/models/test_text_models.py has it
 
 
 @dataclass(frozen=True)
@@ -160,7 +179,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_every_task_and_every_model_has_a_case() -> None:
     assert {case.task for case in CASES} == set(lookup.names("task"))
-    assert {case.model["name"] for case in CASES} == set(lookup.names("model"))
+    assert {case.model["name"] for case in CASES} | COUNTED == set(lookup.names("model"))
 
 
 @pytest.mark.parametrize("name", lookup.names("task"))

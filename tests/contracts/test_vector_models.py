@@ -63,7 +63,7 @@ def test_state_dict_comes_back_through_safetensors(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("way", ["loss", "logits"])
 def test_every_parameter_has_a_gradient(name: str, way: str) -> None:
     model, (x, labels) = build(name), batch()
-    loss = multilabel_loss(model, x, labels) if way == "loss" else binary_cross_entropy(model(x), labels)
+    loss = multilabel_loss(model, labels, x) if way == "loss" else binary_cross_entropy(model(x), labels)
     loss.backward()
     checks.check_gradients(model, nonzero=True)
 
@@ -83,7 +83,7 @@ def test_loss_is_the_cross_entropy_of_the_logits_and_the_penalty(name: str, pena
     by_hand = -nn.functional.logsigmoid(torch.where(labels, logits, -logits).double()).sum() / ROWS
     assert float(binary_cross_entropy(logits, labels)) == pytest.approx(float(by_hand), rel=1e-6)
     expected = float(by_hand) + penalty * l2_of_weights(model)
-    loss = multilabel_loss(model, x, labels).detach()
+    loss = multilabel_loss(model, labels, x).detach()
     assert loss.shape == ()
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
@@ -94,7 +94,7 @@ def test_loss_is_a_mean_over_rows(name: str) -> None:
     results = []
     for times in (1, 2):
         model.zero_grad()
-        loss = multilabel_loss(model, x.repeat(times, 1), labels.repeat(times, 1))
+        loss = multilabel_loss(model, labels.repeat(times, 1), x.repeat(times, 1))
         loss.backward()
         results.append((float(loss.detach()), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
@@ -105,14 +105,14 @@ def test_loss_is_a_mean_over_rows(name: str) -> None:
 def test_labels_of_another_shape_are_refused(name: str) -> None:
     model, (x, labels) = build(name), batch()
     with pytest.raises(ValueError, match=r"labels"):
-        multilabel_loss(model, x, labels[:, :-1])
+        multilabel_loss(model, labels[:, :-1], x)
 
 
 def test_autocast_leaves_logits_and_loss_close(name: str) -> None:
     model, (x, labels) = build(name), batch()
-    expected, exact = float(multilabel_loss(model, x, labels).detach()), model(x).detach()
+    expected, exact = float(multilabel_loss(model, labels, x).detach()), model(x).detach()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, logits = multilabel_loss(model, x, labels), model(x)
+        loss, logits = multilabel_loss(model, labels, x), model(x)
     assert loss.dtype == torch.float32
     assert float(loss.detach()) == pytest.approx(expected, rel=2e-2)
     torch.testing.assert_close(logits.detach().float(), exact, rtol=0.1, atol=0.1)

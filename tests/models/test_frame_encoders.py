@@ -95,7 +95,7 @@ def test_lstm_is_that_of_torch_row_by_row(hidden_size: int, num_layers: int) -> 
 
 
 def test_lstm_in_bfloat16_has_gradients_near_those_of_float32() -> None:
-    """Unlike torch's own on a CPU; within the rounding of its products."""
+    """Within the rounding of its products."""
     torch.manual_seed(0)
     encoder = lstm.Config(hidden_size=32, num_layers=2).build(SIZE, CLASSES).encoder
     frames, offsets = batch([60, 41, 12])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -261,3 +264,36 @@ def test_what_can_not_fit_is_refused_before_anything_starts(make: Make) -> None:
         tune(make("unfit", tune={"space": unfit}))
     with pytest.raises(ValueError, match=r"4 processes of .* are asked for, and 2 fit"):
         tune(make("large", resources={"cpus_per_worker": 1}, tune={"space": LR, "concurrency": 4}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_search_goes_on(make: Make, tmp_path: Path, how: signal.Signals) -> None:
+    """The whole program is killed while trials train; the next one finishes each trial once, with two at a time."""
+    run = make(f"search-{how.name}", tune={"space": LR, "samples": 8})
+    path = tmp_path / "run.yaml"
+    path.write_text(run.to_yaml())
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", "from mmray.cli import main; main()", "tune", str(path)]
+
+    def finished() -> dict[int, study.TrialInfo]:
+        with contextlib.suppress(ValueError):
+            return {t.number: t for t in study.read_info(run.run_dir).trials if t.state == "complete"}
+        return {}
+
+    process = subprocess.Popen(command, env=environment)
+    while len(finished()) < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.wait(timeout=60)
+    before = finished()
+    logs = {n: (run.run_dir / "trials" / study.trial_name(n) / "metrics.jsonl").stat().st_mtime_ns for n in before}
+    assert len(before) < 8
+    subprocess.run([*command, "--resume"], env=environment, check=True, timeout=300)
+    after = finished()
+    assert sorted(after) == list(range(8))
+    assert {number: after[number] for number in before} == before
+    for number, modified in logs.items():
+        log = run.run_dir / "trials" / study.trial_name(number) / "metrics.jsonl"
+        assert log.stat().st_mtime_ns == modified

@@ -208,12 +208,62 @@ def write_examples(run, name, clips, facts=MELODY_FACTS, left_out=()):
     return path
 
 
+def write_image_run(folder, recalls, class_names, counts=None, phases=(), evaluation=None, dataset_id="pets-1"):
+    """A run folder of image classification: the accuracy of each class, epochs in phases of (name, val accuracies)."""
+    (folder / "evaluation").mkdir(parents=True)
+    config = {"name": folder.name, "task": {"name": "image_classification"}, "model": {"name": "timm"}, "train": {}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "environment.json").write_text("{}")
+    counts = [4] * len(class_names) if counts is None else counts
+    dataset = {"id": dataset_id, "class_names": class_names, "splits": {"test": {"rows": sum(counts)}}}
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    epochs = [(name, accuracy) for name, accuracies in phases for accuracy in accuracies]
+    lines = [
+        {"event": "epoch", "epoch": e, "step": 10 * e + 10, "phase": name, "trained_parameters": 100 * len(name)}
+        | {"train/loss": 1 / (e + 1), "val/loss": 1.5 / (e + 1), "val/accuracy": accuracy}
+        for e, (name, accuracy) in enumerate(epochs)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    zipped = enumerate(zip(class_names, recalls, counts, strict=True))
+    content = {
+        "split": "test",
+        "checkpoint": "checkpoints/step-00000010",
+        "rows": sum(counts),
+        "metrics": {"accuracy": 0.5},
+        "per_class": [
+            {"class": c, "name": name, "train_count": 9, "precision": 0.5, "recall": recall, "f1": 0.5, "count": count}
+            for c, (name, recall, count) in zipped
+        ],
+        "confusion": np.diag(counts).tolist(),
+    }
+    (folder / "evaluation" / "test.json").write_text(json.dumps(content | (evaluation or {})))
+    return folder
+
+
+def write_image_examples(run, rows, size, store="uint8", heat=None, facts=None):
+    """`evaluation/test.examples.parquet`: rows of (id, scores, stored bytes), and the heat (N, H, W) of their model."""
+    ids, scores, images = zip(*rows, strict=True)
+    columns = {
+        "id": pa.array(ids),
+        "scores": pa.FixedShapeTensorArray.from_numpy_ndarray(np.array(scores, np.float32)),
+        "image": pa.array(images, pa.large_binary()),
+    }
+    metadata = {"image": json.dumps({"size": size, "store": store})}
+    if heat is not None:
+        columns["heat"] = pa.FixedShapeTensorArray.from_numpy_ndarray(heat)
+        metadata["heat"] = "Grad-CAM of layer4"
+    metadata = metadata if facts is None else facts
+    table = pa.table(columns).replace_schema_metadata({f"mmray.{key}": value for key, value in metadata.items()})
+    pq.write_table(table, run / "evaluation" / "test.examples.parquet")
+
+
 class Reader(HTMLParser):
     """What a page shows: its tables as rows of cell texts by id or class, its attributes, its text, its images."""
 
     def __init__(self, html):
         super().__init__()
         self.tables, self.attributes, self.tags, self.text, self.images = {}, [], [], "", []
+        self.photos = []
         self.bold = []
         self._cell = None
         self.feed(html)
@@ -234,7 +284,8 @@ class Reader(HTMLParser):
             self._cell = ""
             self._is_best = attrs.get("class") == "best"
         elif tag == "img":
-            self.images.append(base64.b64decode(attrs["src"].removeprefix("data:image/png;base64,"), validate=True))
+            kind, data = attrs["src"].removeprefix("data:image/").split(";base64,")
+            (self.images if kind == "png" else self.photos).append(base64.b64decode(data, validate=True))
 
     def handle_endtag(self, tag):
         if tag in ("td", "th") and self._cell is not None:

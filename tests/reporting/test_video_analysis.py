@@ -75,12 +75,13 @@ def test_inputs_left_out_are_all_that_the_dataset_has(tmp_path: Path) -> None:
     assert modalities(read_run(melody)) == []
 
 
-def test_common_words_and_labels_are_drawn_once_for_a_dataset(study: list[Path], tmp_path: Path) -> None:
+def test_common_words_and_labels_are_drawn_once_for_a_corpus(study: list[Path], tmp_path: Path) -> None:
     words = [{"word": word, "count": count} for word, count in (("game", 40), ("$100", 30), ("a_b", 2))]
     for run in study[:2]:
         change(
             run, "evaluation/test.json", lambda e: e.update(common_words={"title_words": words, "keyword_words": []})
         )
+    change(study[1], "dataset.json", lambda data: data.update(id="prepared-otherwise"))
     _, html = report(tmp_path, *study[:2])
     assert html.count("The 3 most frequent words of the titles of youtube8m-ab12cd34.") == 2  # alt and caption
     assert "of the keywords" not in html
