@@ -312,7 +312,7 @@ class Stopper(_Named):
 
     name: Literal["none", "asha", "median", "hyperband"] = "none"
     min_epochs: PositiveInt = Field(1, description="no trial ends before")
-    factor: int = Field(3, ge=2, description="asha and hyperband: one in so many goes on, for so many times the epochs")
+    factor: int = Field(4, ge=2, description="asha and hyperband: one in so many goes on, for so many times the epochs")
 
 
 class Tune(Section):

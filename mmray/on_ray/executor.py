@@ -1,7 +1,7 @@
 """Ray Tune as the executor of a search: it places trials, keeps their processes and sees when one dies.
 
-It has no memory of its own: its experiment state goes to a scratch folder and is never read. What outlives a crash is the
-Optuna study and the run folder of each trial, and a search goes on from those alone: see `mmray.on_ray.search`.
+It has no memory of its own: its experiment state goes to a scratch folder and is never read. What outlives a crash is
+the Optuna study and the run folder of each trial, and a search goes on from those alone: see `mmray.on_ray.search`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mmray.on_ray.trial import Trial
 def execute(search: Search, placed: Plan, data: dict[str, Path], verbose: bool) -> None:
     """Have Ray Tune run the trials of a search to its end."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 it then says nothing
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths of a run file are from here
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of trials that failed, the search says why itself
     delete_leftovers(search.folder)
@@ -51,6 +52,21 @@ def execute(search: Search, placed: Plan, data: dict[str, Path], verbose: bool) 
         raise ValueError(search.why_stopped)
 
 
+def job_settings(job: Job, placed: Plan, data: dict[str, Path], objectives: list[str]) -> dict[str, Any]:
+    """What the processes of a trial need; `data` has the prepared datasets by `tuning.data_key`."""
+    return {
+        "runs": [run.to_dict() for run in job.runs],
+        "folder": str(data[tuning.data_key(job.runs[0])].absolute()),
+        "until_epoch": job.until_epoch,
+        "parent": job.parent and str(job.parent),
+        "objectives": objectives,
+        "size": placed.num_workers,
+        "use_gpu": placed.use_gpu,
+        "threads": placed.threads,
+        "resources": {"num_cpus": placed.cpus, "num_gpus": int(placed.use_gpu)},
+    }
+
+
 class _Executor(Searcher):
     """The search as Ray Tune asks it: for the next trial, and with what came of one."""
 
@@ -58,29 +74,14 @@ class _Executor(Searcher):
         super().__init__(metric="training_iteration", mode="max")  # Tune asks for one, and nobody looks at it
         self.search = search
         self.numbers: dict[str, int] = {}
-        self._data = data
-        self._same = {
-            "objectives": list(search.objectives),
-            "size": placed.num_workers,
-            "use_gpu": placed.use_gpu,
-            "threads": placed.threads,
-            "resources": {"num_cpus": placed.cpus, "num_gpus": int(placed.use_gpu)},
-        }
+        self._placed, self._data = placed, data
 
     def suggest(self, trial_id: str) -> dict[str, str] | str | None:
         job = self.search.next()
         if job is None:
             return Searcher.FINISHED if self.search.is_over else None
         self.numbers[trial_id] = job.number
-        return {"job": json.dumps(self._settings(job))}
-
-    def _settings(self, job: Job) -> dict[str, Any]:
-        return self._same | {
-            "runs": [run.to_dict() for run in job.runs],
-            "folder": str(self._data[tuning.data_key(job.runs[0])].absolute()),
-            "until_epoch": job.until_epoch,
-            "parent": job.parent and str(job.parent),
-        }
+        return {"job": json.dumps(job_settings(job, self._placed, self._data, list(self.search.objectives)))}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number = self.numbers[trial_id]

@@ -36,10 +36,7 @@ from mmray.training.checkpoint import TrainState
 from mmray.training.context import Context
 from mmray.training.loop import fit
 
-Job = dict[str, Any]
-"""What a trial needs, as plain values: `runs`, one a seed; `folder` of the prepared dataset; `until_epoch` and
-`parent` (a run folder) or None; `objectives`; `size`, the number of processes; and of each of them `use_gpu`, `threads`
-and `resources`, arguments of `ray.remote`."""
+Settings = dict[str, Any]  # of a trial: see `mmray.on_ray.executor.job_settings`
 Judge = Callable[[int, dict[str, float]], bool]  # epochs that are finished, metrics -> whether to go on
 _ENDED_WITHIN_S = 10.0
 
@@ -52,7 +49,7 @@ class Trial(tune.Trainable):
     """Each step is an epoch of the trial's first seed; the last step is its outcome."""
 
     def setup(self, config: dict[str, str]) -> None:
-        """Begin the first trial of this process; `config["job"]` is a `Job` as JSON."""
+        """Begin the first trial of this process; `config["job"]` is its `Settings` as JSON."""
         self._peers: list[Any] = []
         self._begin(json.loads(config["job"]))
 
@@ -82,7 +79,7 @@ class Trial(tune.Trainable):
         self._asked = "epoch" in found
         return found | {"done": not self._asked}
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: Settings) -> None:
         if job["size"] > 1 and not self._peers:
             self._gather(job)
         self._reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -94,7 +91,7 @@ class Trial(tune.Trainable):
         self._thread.start()
         self._at_work = [peer.train.remote(job, rank) for rank, peer in enumerate(self._peers, 1)]
 
-    def _train(self, job: Job, reports: queue.SimpleQueue[Any], answers: queue.SimpleQueue[bool]) -> None:
+    def _train(self, job: Settings, reports: queue.SimpleQueue[Any], answers: queue.SimpleQueue[bool]) -> None:
         def judge(epoch: int, metrics: dict[str, float]) -> bool:
             reports.put({"epoch": epoch, "metrics": json.dumps(metrics)})
             return answers.get()
@@ -140,7 +137,7 @@ class Trial(tune.Trainable):
             ray.get(self._at_work)
         gc.collect()
 
-    def _gather(self, job: Job) -> None:
+    def _gather(self, job: Settings) -> None:
         """Start the other workers and connect them."""
         group, size = ray.util.get_current_placement_group(), job["size"]
         self._peers = [
@@ -174,7 +171,7 @@ class Peer:
         """Connect with the others."""
         join(address, rank, size, use_gpu)
 
-    def train(self, job: Job, rank: int) -> None:
+    def train(self, job: Settings, rank: int) -> None:
         """This worker's part of a trial."""
         with contextlib.suppress(Stopped):
             train_job(job, rank, lambda epoch, metrics: True)
@@ -186,7 +183,7 @@ def join(address: str, rank: int, size: int, use_gpu: bool) -> None:
     dist.init_process_group("nccl" if use_gpu else "gloo", init_method=address, rank=rank, world_size=size)
 
 
-def train_job(job: Job, rank: int, judge: Judge) -> dict[str, float]:
+def train_job(job: Settings, rank: int, judge: Judge) -> dict[str, float]:
     """Train each run of a trial to its end; return what is measured of it, a mean over its seeds.
 
     `judge` is asked after each epoch of the first one, on rank 0. Raises Stopped where it says no.
@@ -199,7 +196,7 @@ def train_job(job: Job, rank: int, judge: Judge) -> dict[str, float]:
     return {name: statistics.fmean(one[name] for one in found) for name in found[0]}
 
 
-def _train_run(run: config.Run, job: Job, rank: int, judge: Judge) -> dict[str, float]:
+def _train_run(run: config.Run, job: Settings, rank: int, judge: Judge) -> dict[str, float]:
     folder, run_dir = Path(job["folder"]), run.run_dir
     info = prepared.read_info(folder)
     task = build(run, info)

@@ -1,4 +1,4 @@
-"""`mmray tune`: a search over runs. Optuna decides and remembers (`search`), Ray Tune executes (`executor`, `trial`)."""
+"""`mmray tune`: a search over runs. Optuna decides and remembers (`search`), Ray Tune executes (`executor`)."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ def tune(run: config.Run, verbose: bool = False) -> Path:
 def _objectives(run: config.Run, task: Task) -> tuple[dict[str, Any], config.Run]:
     """What the search is for, and the run with the first metric among it monitored."""
     assert run.tune is not None
-    name, maximise = monitored(run, task)
-    objectives = run.tune.objectives or {name: "max" if maximise else "min"}
-    for name, direction in objectives.items():
+    monitor, maximise = monitored(run, task)
+    objectives = run.tune.objectives or {monitor: "max" if maximise else "min"}
+    for name in objectives:
         if name not in FACTS and "/" not in name:
-            raise ValueError(f"tune.objectives: {name!r} is neither a metric, such as {task.monitor}, nor {FACTS}")
-        if name.startswith("val/"):
-            run = run.model_copy(update={"train": run.train.model_copy(update={"monitor": name})})
-            if monitored(run, task)[1] != (direction == "max"):
-                raise ValueError(f"tune.objectives: {name} is better the other way; {direction!r} would keep the worst")
-            break
+            raise ValueError(f"tune.objectives: {name!r} is neither a metric, such as {task.monitor}, nor of {FACTS}")
+    first = next((name for name in objectives if name.startswith("val/")), None)
+    if first is not None:
+        run = run.model_copy(update={"train": run.train.model_copy(update={"monitor": first})})
+        if monitored(run, task)[1] != (objectives[first] == "max"):
+            raise ValueError(f"tune.objectives: {first}={objectives[first]}: its other end is better, and is kept")
     return objectives, run
 
 

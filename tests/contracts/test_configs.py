@@ -148,7 +148,7 @@ def test_commands_of_the_header_load(path: Path) -> None:
     assert commands
     for command in commands:
         _, verb, run_file, *options = shlex.split(command)
-        assert verb in ("prepare", "preview", "train")
+        assert verb in ("plan", "prepare", "preview", "train", "tune")
         assert options[::2] == ["--set"] * (len(options) // 2)
         model_on_meta(config.load(run_file, options[1::2]))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import signal
 import subprocess
@@ -15,9 +17,12 @@ from typing import Any
 
 import pytest
 
-from mmray import config, study
+from mmray import config, study, tuning
 from mmray.datasets.synthetic import youtube8m
+from mmray.on_ray import samplers
+from mmray.on_ray.plan import Cluster, Node, plan
 from mmray.on_ray.prepare import prepare
+from mmray.on_ray.search import Search, Watcher
 from mmray.on_ray.tune import tune
 from mmray.prepared import read_info
 from mmray.tasks import build
@@ -52,6 +57,24 @@ Make = Callable[..., config.Run]
 
 def searched(run: config.Run) -> study.StudyInfo:
     return study.read_info(tune(run))
+
+
+def searched_here(run: config.Run, objectives: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> study.StudyInfo:
+    """The same search without Ray: one trial after another in this process."""
+    from mmray.on_ray import executor  # after Ray was started: they import it
+    from mmray.on_ray import trial as of_trial
+
+    monkeypatch.setattr(of_trial, "set_up_process", lambda device, num_threads: None)  # it would last for other tests
+    space = tuning.space_of(run)
+    data = {tuning.data_key(variant): prepare(variant) for variant in tuning.data_variants(run, space)}
+    samplers.check(run, space, list(objectives))
+    placed = plan(run, Cluster(nodes=[Node(cpus=1)]))
+    search = Search(run, space, study.open_study(run), objectives, 1, Watcher())
+    while (job := search.next()) is not None:
+        report = functools.partial(search.report, job.number)
+        settings = executor.job_settings(job, placed, data, list(objectives))
+        search.finish(job.number, of_trial.train_job(settings, 0, report))
+    return search.write(importances=True)
 
 
 def plain_fit(run: config.Run) -> list[float]:
@@ -143,17 +166,22 @@ def test_what_fails_is_told_and_the_search_goes_on(make: Make) -> None:
     assert info.best == [states[0.01, 50].number]
 
 
-def test_killed_trial_goes_on(make: Make) -> None:
+@pytest.mark.parametrize(
+    ("num_workers", "title"),
+    [(1, b"ray::ResourceTrainable"), pytest.param(2, b"ray::Peer", marks=pytest.mark.slow)],
+)
+def test_killed_trial_goes_on(make: Make, num_workers: int, title: bytes) -> None:
     """SIGKILL while it trains: the trial goes on from its last checkpoint, and the search with it."""
     settings = {"space": LR, "samples": 1, "concurrency": 1}
-    run = make("killed", train={"epochs": 60}, resources={"max_failures": 1}, tune=settings)
+    resources = {"max_failures": 1, "num_workers": num_workers}
+    run = make(f"killed-{num_workers}", train={"epochs": 60}, resources=resources, tune=settings)
     run_dir = run.run_dir / "trials" / "0000"
     killed = []
 
     def kill_when_it_trains() -> None:
         while not killed and len(scores(run_dir)) < 50:
             if len(scores(run_dir)) > 5:
-                killed.extend(trial_processes()[:1])
+                killed.extend(processes_of_ray(title)[:1])
             for process in killed:
                 os.kill(process, signal.SIGKILL)
             time.sleep(0.02)
@@ -169,18 +197,39 @@ def test_killed_trial_goes_on(make: Make) -> None:
     assert scores(run_dir) == pytest.approx([value for _, value in trial.curve])
 
 
-def trial_processes() -> list[int]:
-    """The processes of trials among those that this one's Ray started."""
+def processes_of_ray(title: bytes) -> list[int]:
+    """The processes of this title among those that this one's Ray started."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             mine = (folder / "environ").read_bytes().find(f"MMRAY_TEST_SESSION={os.getpid()}".encode()) >= 0
-            title = (folder / "cmdline").read_bytes()
-            if mine and title.startswith(b"ray::") and (b"Trainable" in title or b"Trial" in title):
+            if mine and (folder / "cmdline").read_bytes().startswith(title):
                 found.append(int(folder.name))
         except OSError:  # it has ended meanwhile, or is someone else's
             continue
     return found
+
+
+def test_trial_that_runs_out_of_memory_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is well, and takes the next trial."""
+    from mmray.on_ray import trial as of_trial
+
+    def train_job(job: dict[str, Any], rank: int, judge: Callable[..., bool]) -> dict[str, float]:
+        assert judge(1, {"val/gap": 0.5})
+        if job["number"] == 0:
+            raise MemoryError("cannot allocate 8 GB")
+        return {"val/gap": 0.5}
+
+    monkeypatch.setattr(of_trial, "train_job", train_job)
+    process = of_trial.Trial(config={"job": json.dumps({"size": 1, "number": 0})})
+    assert json.loads(process.step()["metrics"]) == {"val/gap": 0.5}
+    ended = process.step()
+    assert ended["done"]
+    assert json.loads(ended["outcome"]) == {"failed": "MemoryError: cannot allocate 8 GB"}
+    assert process.reset_config({"job": json.dumps({"size": 1, "number": 1})})
+    assert not process.step()["done"]
+    assert json.loads(process.step()["outcome"]) == {"metrics": {"val/gap": 0.5}}
+    process.cleanup()
 
 
 def test_trials_of_two_workers_give_the_curve_of_one_process(make: Make) -> None:
@@ -194,20 +243,20 @@ def test_trials_of_two_workers_give_the_curve_of_one_process(make: Make) -> None
     assert [value for _, value in info.trial(0).curve] == pytest.approx(reference, rel=1e-4)
 
 
-def test_two_objectives_over_seeds_give_a_front(make: Make) -> None:
+def test_several_objectives_over_seeds_give_a_front(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    objectives = {"val/gap": "max", "num_parameters": "min", "latency_ms": "min"}
     run = make(
         "front",
         train={"epochs": 1},
         tune={
             "space": {"model.num_experts": {"int": [1, 4]}, "train.optimizer.lr": {"choice": [0.003, 0.03]}},
-            "objectives": {"val/gap": "max", "num_parameters": "min", "latency_ms": "min"},
+            "objectives": objectives,
             "samples": 5,
             "seeds": [0, 1],
             "sampler": "nsga2",
-            "concurrency": 1,
         },
     )
-    info = searched(run)
+    info = searched_here(run, objectives, monkeypatch)
     for trial in info.trials:
         experts = int(trial.values["model.num_experts"] or 0)
         assert trial.objectives["num_parameters"] == 8 * (16 * (2 * experts + 1) + experts)
@@ -225,14 +274,13 @@ def test_two_objectives_over_seeds_give_a_front(make: Make) -> None:
     assert set(info.best) == front
 
 
-def test_population_hands_weights_on(make: Make) -> None:
+def test_population_hands_weights_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {
         "space": LR,
         "sampler": {"name": "pbt", "population": 3, "interval_epochs": 1, "quantile": 0.34},
     }
-    settings["concurrency"] = 1
     run = make("population", tune=settings)
-    info = searched(run)
+    info = searched_here(run, {"val/gap": "max"}, monkeypatch)
     assert [trial.state for trial in info.trials] == ["complete"] * 9
     for trial in info.trials:
         generation, member = divmod(trial.number, 3)
