@@ -67,6 +67,15 @@ def job_settings(job: Job, placed: Plan, data: dict[str, Path], objectives: list
     }
 
 
+def conclude(search: Search, number: int, report: dict[str, Any]) -> None:
+    """Tell a search what came of a trial, by the trial's last report."""
+    outcome = json.loads(report["outcome"])
+    if "failed" in outcome:
+        search.fail(number, outcome["failed"])
+    else:
+        search.finish(number, outcome["metrics"])
+
+
 class _Executor(Searcher):
     """The search as Ray Tune asks it: for the next trial, and with what came of one."""
 
@@ -88,11 +97,7 @@ class _Executor(Searcher):
         if error:
             self.search.lost(number)
         elif result and "outcome" in result:
-            outcome = json.loads(result["outcome"])
-            if "failed" in outcome:
-                self.search.fail(number, outcome["failed"])
-            else:
-                self.search.finish(number, outcome["metrics"])
+            conclude(self.search, number, result)
         self.search.left(number)
 
     def save(self, checkpoint_path: str) -> None:

@@ -56,6 +56,7 @@ class Trial(tune.Trainable):
     def reset_config(self, new_config: dict[str, str]) -> bool:
         """End the trial before, if it was stopped, and begin another in the same processes."""
         self._end()
+        ray.get(self._at_work)
         self._begin(json.loads(new_config["job"]))
         return True
 
@@ -63,7 +64,7 @@ class Trial(tune.Trainable):
         """End the trial, and the other workers."""
         with contextlib.suppress(Exception):
             self._end()
-        self._dismiss()
+            self._dismiss()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the run folder has the checkpoints."""
@@ -101,6 +102,8 @@ class Trial(tune.Trainable):
         except Stopped:
             pass
         except BaseException as error:
+            run = job["runs"][0]
+            write_text(Path(run["out"]) / run["name"] / "error.txt", traceback.format_exc())
             reports.put(error)
 
     def _next_report(self) -> Any:
@@ -112,7 +115,9 @@ class Trial(tune.Trainable):
 
     def _failures(self, wait_s: float) -> list[BaseException]:
         """The errors of the other workers."""
-        ended, _ = ray.wait(self._at_work, num_returns=len(self._at_work), timeout=wait_s) if self._peers else ([], [])
+        if not self._at_work:
+            return []
+        ended, _ = ray.wait(self._at_work, num_returns=len(self._at_work), timeout=wait_s)
         return [error for error in map(_error_of, ended) if error is not None]
 
     def _why(self, error: BaseException) -> str:
@@ -128,13 +133,12 @@ class Trial(tune.Trainable):
         return f"{type(told).__name__}: {told}".strip().removesuffix(":")
 
     def _end(self) -> None:
+        """Have the loop of this process end, if it has not; raises where it does not, and Tune starts a new process."""
         if self._thread.is_alive():
             self._answers.put(False)
             self._thread.join(_ENDED_WITHIN_S)
         if self._thread.is_alive():
-            raise RuntimeError("the trial before this one did not end")  # Tune then starts a new process
-        if self._peers:
-            ray.get(self._at_work)
+            raise RuntimeError("the trial before this one did not end")
         gc.collect()
 
     def _gather(self, job: Settings) -> None:
@@ -157,11 +161,13 @@ class Trial(tune.Trainable):
         ray.get(joining)
 
     def _dismiss(self) -> None:
+        """End the other workers, which breaks what this one may still wait for."""
         for peer in self._peers:
             ray.kill(peer)
         if self._peers:
+            self._end()
             dist.destroy_process_group()
-        self._peers = []
+        self._peers, self._at_work = [], []
 
 
 class Peer:

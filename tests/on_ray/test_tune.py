@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -60,20 +59,25 @@ def searched(run: config.Run) -> study.StudyInfo:
 
 
 def searched_here(run: config.Run, objectives: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> study.StudyInfo:
-    """The same search without Ray: one trial after another in this process."""
-    from mmray.on_ray import executor  # after Ray was started: they import it
-    from mmray.on_ray import trial as of_trial
+    """The same search without Ray: the trials one after another in this process."""
+    from mmray.on_ray import executor, trial  # after Ray was started, for they import it
 
-    monkeypatch.setattr(of_trial, "set_up_process", lambda device, num_threads: None)  # it would last for other tests
+    monkeypatch.setattr(trial, "set_up_process", lambda device, num_threads: None)  # it would last for other tests
     space = tuning.space_of(run)
     data = {tuning.data_key(variant): prepare(variant) for variant in tuning.data_variants(run, space)}
     samplers.check(run, space, list(objectives))
     placed = plan(run, Cluster(nodes=[Node(cpus=1)]))
     search = Search(run, space, study.open_study(run), objectives, 1, Watcher())
+    process = None
     while (job := search.next()) is not None:
-        report = functools.partial(search.report, job.number)
-        settings = executor.job_settings(job, placed, data, list(objectives))
-        search.finish(job.number, of_trial.train_job(settings, 0, report))
+        settings = {"job": json.dumps(executor.job_settings(job, placed, data, list(objectives)))}
+        if process is None:
+            process = trial.Trial(config=settings)
+        else:
+            assert process.reset_config(settings)
+        while not (report := process.step())["done"]:
+            assert search.report(job.number, report["epoch"], json.loads(report["metrics"]))
+        executor.conclude(search, job.number, report)
     return search.write(importances=True)
 
 
@@ -150,14 +154,15 @@ def side_by_side(folder: Path) -> dict[str, float | None]:
     return found
 
 
-def test_what_fails_is_told_and_the_search_goes_on(make: Make) -> None:
+def test_what_fails_is_told_and_the_search_goes_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that is not finite, a batch larger than the corpus, and trials that are well."""
     space = {
         "train.optimizer.lr": {"choice": [0.01, 1e38]},
         "train.batch_size": {"choice": [50, 100_000]},
     }
     sgd = {"optimizer": {"name": "sgd"}, "epochs": 1}
-    info = searched(make("failing", train=sgd, tune={"space": space, "sampler": "grid", "concurrency": 1}))
+    run = make("failing", train=sgd, tune={"space": space, "sampler": "grid"})
+    info = searched_here(run, {"val/gap": "max"}, monkeypatch)
     states = {(t.values["train.optimizer.lr"], t.values["train.batch_size"]): t for t in info.trials}
     assert states[0.01, 50].state == "complete"
     assert [t.state for t in info.trials].count("failed") == 3
@@ -174,12 +179,12 @@ def test_killed_trial_goes_on(make: Make, num_workers: int, title: bytes) -> Non
     """SIGKILL while it trains: the trial goes on from its last checkpoint, and the search with it."""
     settings = {"space": LR, "samples": 1, "concurrency": 1}
     resources = {"max_failures": 1, "num_workers": num_workers}
-    run = make(f"killed-{num_workers}", train={"epochs": 60}, resources=resources, tune=settings)
+    run = make(f"killed-{num_workers}", train={"epochs": 30}, resources=resources, tune=settings)
     run_dir = run.run_dir / "trials" / "0000"
     killed = []
 
     def kill_when_it_trains() -> None:
-        while not killed and len(scores(run_dir)) < 50:
+        while not killed and len(scores(run_dir)) < 25:
             if len(scores(run_dir)) > 5:
                 killed.extend(processes_of_ray(title)[:1])
             for process in killed:
@@ -193,7 +198,7 @@ def test_killed_trial_goes_on(make: Make, num_workers: int, title: bytes) -> Non
     assert killed
     (trial,) = info.trials
     assert trial.state == "complete"
-    assert [epoch for epoch, _ in trial.curve] == list(range(1, 61))
+    assert [epoch for epoch, _ in trial.curve] == list(range(1, 31))
     assert scores(run_dir) == pytest.approx([value for _, value in trial.curve])
 
 
@@ -210,7 +215,7 @@ def processes_of_ray(title: bytes) -> list[int]:
     return found
 
 
-def test_trial_that_runs_out_of_memory_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_that_runs_out_of_memory_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process is well, and takes the next trial."""
     from mmray.on_ray import trial as of_trial
 
@@ -221,26 +226,31 @@ def test_trial_that_runs_out_of_memory_has_failed(monkeypatch: pytest.MonkeyPatc
         return {"val/gap": 0.5}
 
     monkeypatch.setattr(of_trial, "train_job", train_job)
-    process = of_trial.Trial(config={"job": json.dumps({"size": 1, "number": 0})})
+    job = {"size": 1, "runs": [{"out": str(tmp_path), "name": "0000"}]}
+    process = of_trial.Trial(config={"job": json.dumps(job | {"number": 0})})
     assert json.loads(process.step()["metrics"]) == {"val/gap": 0.5}
     ended = process.step()
     assert ended["done"]
     assert json.loads(ended["outcome"]) == {"failed": "MemoryError: cannot allocate 8 GB"}
-    assert process.reset_config({"job": json.dumps({"size": 1, "number": 1})})
+    assert "in train_job" in (tmp_path / "0000" / "error.txt").read_text()  # where it happened
+    assert process.reset_config({"job": json.dumps(job | {"number": 1})})
     assert not process.step()["done"]
     assert json.loads(process.step()["outcome"]) == {"metrics": {"val/gap": 0.5}}
     process.cleanup()
 
 
 def test_trials_of_two_workers_give_the_curve_of_one_process(make: Make) -> None:
-    """Two trials, so that the workers are used again."""
-    run = make(
-        "gang", resources={"num_workers": 2}, tune={"space": LR, "samples": 2, "points": [{"train.optimizer.lr": 0.02}]}
-    )
-    info = searched(run)
-    assert [trial.state for trial in info.trials] == ["complete", "complete"]
-    reference = plain_fit(make("alone", train={"optimizer": {"lr": 0.02}}))
-    assert [value for _, value in info.trial(0).curve] == pytest.approx(reference, rel=1e-4)
+    """Two trials, so that the workers are used again; a third fails before them, so that one worker is replaced."""
+    space = {"train.optimizer.lr": {"choice": [1e38, 0.02, 0.05]}}
+    sgd = {"optimizer": {"name": "sgd"}}
+    settings = {"space": space, "sampler": "grid"}
+    info = searched(make("gang", train=sgd, resources={"num_workers": 2}, tune=settings))
+    assert [trial.state for trial in info.trials] == ["failed", "complete", "complete"]
+    assert info.trial(0).reason.startswith("FloatingPointError: train/loss became")
+    for trial in info.trials[1:]:
+        lr = trial.values["train.optimizer.lr"]
+        reference = plain_fit(make(f"alone-{lr}", train={"optimizer": {"name": "sgd", "lr": lr}}))
+        assert [value for _, value in trial.curve] == pytest.approx(reference, rel=1e-4)
 
 
 def test_several_objectives_over_seeds_give_a_front(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,3 +169,17 @@ def test_nothing_finite_is_no_error() -> None:
     nothing = np.array([math.nan])
     plots_study.history(nothing, np.array([False]), maximise=True, label="x")
     plots_study.parallel_coordinates([Axis("a", nothing)], nothing, maximise=True, label="x")
+
+
+def test_report_of_the_command_line(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from mmray.cli import cli
+
+    folder = write_study(tmp_path)
+    ended = CliRunner().invoke(cli, ["report", str(folder)])
+    assert ended.exit_code == 0
+    assert ended.output.strip() == f"open {folder / 'report' / 'index.html'}"
+    both = CliRunner().invoke(cli, ["report", str(folder), str(tmp_path)])
+    assert both.exit_code != 0
+    assert "is a search; a page is over one search, or over runs" in both.output
