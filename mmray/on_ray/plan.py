@@ -24,6 +24,7 @@ from mmray.schema import DatasetInfo
 from mmray.tasks import build
 
 _PROCESS_GB = 0.7  # Python with Ray and torch imported
+_FEW_ROUNDS = 4
 _MAX_VARIANTS = 64  # of the model that are looked at for the largest
 
 
@@ -120,16 +121,15 @@ class Plan:
             return "\n".join([*lines, f"workers: {one}"])
         total = self.concurrency * self.num_workers
         rounds = -(-self.samples // self.concurrency)
-        return "\n".join(
-            [
-                *lines,
-                f"trial: {one}{', the largest' if size else ''}",
-                f"search: {self.samples:,} trials, {self.concurrency:,} at a time = {total * self.cpus:g} of "
-                f"{self.cluster.cpus:g} CPUs"
-                + (f", {total:g} of {self.cluster.gpus:g} GPUs" if self.use_gpu else "")
-                + f"; {rounds:,} {'round' if rounds == 1 else 'rounds'}",
-            ]
-        )
+        used = f"{total * self.cpus:g} of {self.cluster.cpus:g} CPUs"
+        used += f", {total:g} of {self.cluster.gpus:g} GPUs" if self.use_gpu else ""
+        lines.append(f"trial: {one}{', the largest' if size else ''}")
+        lines.append(f"search: {self.samples:,} trials, {self.concurrency:,} at a time = {used}; {rounds:,} round(s)")
+        if rounds < _FEW_ROUNDS and self.samples >= _FEW_ROUNDS:
+            lines.append(
+                "  so few rounds teach a sampler little: the same trials with a lower tune.concurrency find more, later"
+            )
+        return "\n".join(lines)
 
 
 def plan(run: config.Run, cluster: Cluster, samples: int = 1, info: DatasetInfo | None = None) -> Plan:

@@ -88,6 +88,7 @@ class Search:
             else:  # the search was killed while it was being drawn: it is none
                 self._study.tell(trial.number, state=TrialState.FAIL)
         self._num_drawn = len(self._trials())
+        self.write()  # from here on the trials in the storage are this search's
 
     # What comes next
 

@@ -103,8 +103,10 @@ class Trial(tune.Trainable):
             pass
         except BaseException as error:
             run = job["runs"][0]
-            write_text(Path(run["out"]) / run["name"] / "error.txt", traceback.format_exc())
-            reports.put(error)
+            try:
+                write_text(Path(run["out"]) / run["name"] / "error.txt", traceback.format_exc())
+            finally:
+                reports.put(error)
 
     def _next_report(self) -> Any:
         while True:

@@ -72,13 +72,23 @@ def searched_here(run: config.Run, objectives: dict[str, Any], monkeypatch: pyte
     while (job := search.next()) is not None:
         settings = {"job": json.dumps(executor.job_settings(job, placed, data, list(objectives)))}
         if process is None:
-            process = trial.Trial(config=settings)
+            process = new_process(settings, run.run_dir, monkeypatch)
         else:
             assert process.reset_config(settings)
         while not (report := process.step())["done"]:
             assert search.report(job.number, report["epoch"], json.loads(report["metrics"]))
         executor.conclude(search, job.number, report)
     return search.write(importances=True)
+
+
+def new_process(settings: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What Ray Tune starts as a process, in this one; its own files go to `folder`, not to the home."""
+    from ray.tune.trainable import trainable
+
+    from mmray.on_ray.trial import Trial
+
+    monkeypatch.setattr(trainable, "DEFAULT_STORAGE_PATH", str(folder))
+    return Trial(config=settings)
 
 
 def plain_fit(run: config.Run) -> list[float]:
@@ -227,7 +237,7 @@ def test_trial_that_runs_out_of_memory_has_failed(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(of_trial, "train_job", train_job)
     job = {"size": 1, "runs": [{"out": str(tmp_path), "name": "0000"}]}
-    process = of_trial.Trial(config={"job": json.dumps(job | {"number": 0})})
+    process = new_process({"job": json.dumps(job | {"number": 0})}, tmp_path, monkeypatch)
     assert json.loads(process.step()["metrics"]) == {"val/gap": 0.5}
     ended = process.step()
     assert ended["done"]
