@@ -27,7 +27,7 @@ def as_plain(job: Job) -> tuple[Any, ...]:
     return job.number, job.values, [run.to_dict() for run in job.runs], job.until_epoch, job.parent
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow)])
 def test_interrupted_search_is_the_undisturbed_one(make: Make, sampler: str, tmp_path: Path) -> None:
     """Stopped while a trial is drawn, and while one trains; the values are those of a search in one go."""
     space = MODELS if sampler == "tpe" else LR | {"model.num_experts": {"int": [1, 8]}}

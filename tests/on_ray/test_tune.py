@@ -19,7 +19,8 @@ import pytest
 from mmray import config, study, tuning
 from mmray.datasets.synthetic import youtube8m
 from mmray.on_ray import samplers
-from mmray.on_ray.plan import Cluster, Node, plan
+from mmray.on_ray.machines import Cluster, Node
+from mmray.on_ray.plan import plan
 from mmray.on_ray.prepare import prepare
 from mmray.on_ray.search import Search, Watcher
 from mmray.on_ray.tune import tune
@@ -106,7 +107,10 @@ def scores(run_dir: Path) -> list[float]:
 
 
 def test_search_over_models_leaves_what_it_found(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """A conditional space, stopped early; the default first; then the best trial trained again without Ray."""
+    """A conditional space, stopped early, the default first; the process is killed once on the way.
+
+    Then the best trial is trained again without Ray, and the search called again.
+    """
     space = LR | {"model": {"choice": ["logistic", "moe"], "when": {"moe": {"model.num_experts": {"int": [1, 4]}}}}}
     settings = {
         "space": space,
@@ -116,8 +120,11 @@ def test_search_over_models_leaves_what_it_found(make: Make, capsys: pytest.Capt
         "stopper": "asha",
         "concurrency": 1,
     }
-    run = make("models", tune=settings)
+    run = make("models", tune=settings, resources={"max_failures": 1})
+    killer = threading.Thread(target=kill_once, args=(run.run_dir / "trials" / "0002",), daemon=True)
+    killer.start()
     info = searched(run)
+    killer.join()
     assert [trial.number for trial in info.trials] == list(range(7))
     assert {trial.state for trial in info.trials} == {"complete", "pruned"}
     default = info.trial(0)
@@ -140,12 +147,19 @@ def test_search_over_models_leaves_what_it_found(make: Make, capsys: pytest.Capt
 
     before = {path: path.stat().st_mtime_ns for path in (run.run_dir / "trials").rglob("metrics.jsonl")}
     assert side_by_side(run.run_dir) == {f"{t.number:04d}": t.values.get("model.num_experts") for t in info.trials}
-    longer = searched(make("models", tune=settings | {"samples": 9}))  # the search goes on with what it knows
-    assert [trial.model_dump() for trial in longer.trials[:7]] == [trial.model_dump() for trial in info.trials]
-    assert len(longer.trials) == 9
+    again = searched(run)  # which is at its end
+    assert again == info
     assert all(path.stat().st_mtime_ns == modified for path, modified in before.items())
+    other = make("models", tune=settings | {"stopper": "none"}, resources={"max_failures": 1})
     with pytest.raises(ValueError, match=r"holds another search:\n  tune\.stopper\.name: 'asha' there, 'none' now"):
-        tune(make("models", tune=settings | {"stopper": "none"}))
+        tune(other)
+
+
+def kill_once(run_dir: Path) -> None:
+    """SIGKILL for the process that trains, when this trial has begun."""
+    while not run_dir.exists() or not (found := processes_of_ray(b"ray::ResourceTrainable")):
+        time.sleep(0.02)
+    os.kill(found[0], signal.SIGKILL)
 
 
 def side_by_side(folder: Path) -> dict[str, float | None]:
@@ -181,10 +195,8 @@ def test_what_fails_is_told_and_the_search_goes_on(make: Make, monkeypatch: pyte
     assert info.best == [states[0.01, 50].number]
 
 
-@pytest.mark.parametrize(
-    ("num_workers", "title"),
-    [(1, b"ray::ResourceTrainable"), pytest.param(2, b"ray::Peer", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_workers", "title"), [(1, b"ray::ResourceTrainable"), (2, b"ray::Peer")])
 def test_killed_trial_goes_on(make: Make, num_workers: int, title: bytes) -> None:
     """SIGKILL while it trains: the trial goes on from its last checkpoint, and the search with it."""
     settings = {"space": LR, "samples": 1, "concurrency": 1}
@@ -250,17 +262,24 @@ def test_trial_that_runs_out_of_memory_has_failed(tmp_path: Path, monkeypatch: p
 
 
 def test_trials_of_two_workers_give_the_curve_of_one_process(make: Make) -> None:
-    """Two trials, so that the workers are used again; a third fails before them, so that one worker is replaced."""
-    space = {"train.optimizer.lr": {"choice": [1e38, 0.02, 0.05]}}
-    sgd = {"optimizer": {"name": "sgd"}}
-    settings = {"space": space, "sampler": "grid"}
-    info = searched(make("gang", train=sgd, resources={"num_workers": 2}, tune=settings))
-    assert [trial.state for trial in info.trials] == ["failed", "complete", "complete"]
-    assert info.trial(0).reason.startswith("FloatingPointError: train/loss became")
-    for trial in info.trials[1:]:
-        lr = trial.values["train.optimizer.lr"]
-        reference = plain_fit(make(f"alone-{lr}", train={"optimizer": {"name": "sgd", "lr": lr}}))
+    """Two trials, so that the workers are used again."""
+    space = {"train.optimizer.lr": {"choice": [0.02, 0.05]}}
+    info = searched(make("gang", resources={"num_workers": 2}, tune={"space": space, "sampler": "grid"}))
+    for trial, lr in zip(info.trials, (0.02, 0.05), strict=True):
+        assert trial.values["train.optimizer.lr"] == lr
+        reference = plain_fit(make(f"alone-{lr}", train={"optimizer": {"lr": lr}}))
         assert [value for _, value in trial.curve] == pytest.approx(reference, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_workers_are_replaced_after_a_failure(make: Make) -> None:
+    space = {"train.optimizer.lr": {"choice": [1e38, 0.02]}}
+    train = {"optimizer": {"name": "sgd"}}
+    info = searched(
+        make("replaced", train=train, resources={"num_workers": 2}, tune={"space": space, "sampler": "grid"})
+    )
+    assert [trial.state for trial in info.trials] == ["failed", "complete"]
+    assert info.trial(0).reason.startswith("FloatingPointError: train/loss became")
 
 
 def test_several_objectives_over_seeds_give_a_front(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
