@@ -11,8 +11,7 @@ import gzip
 import hashlib
 import itertools
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from mmray.config import Section
 from mmray.features.id_table import DuplicateIdError, IdTable
-from mmray.files import locked, publish_folder
+from mmray.files import locked, write_json, written_folder
+from mmray.storage import at, fetched, on_this_node, open_parquet, record_batches, statuses
 
 Int64s = npt.NDArray[np.int64]
 Duplicates = Literal["refuse", "last"]
 
+_NOTE = "table.json"
 _FORMAT = 1  # of what is made once; part of every name
 _ROWS = pa.schema([("id", pa.large_string()), ("title", pa.large_string()), ("keywords", pa.large_string())])
 
@@ -54,11 +54,12 @@ class TextTable:
     @classmethod
     def made(cls, paths: Sequence[Path], names: TextColumns, duplicates: Duplicates, cache: str) -> TextTable:
         """The rows of these files together, read into the folder `cache` unless they are there already."""
-        folder = Path(cache) / f"text-{digest([names.model_dump(), duplicates, *map(stamp, paths)])}"
-        if not (folder / "ids.arrow").exists():
+        folder = at(cache) / f"text-{digest([names.model_dump(), duplicates, *stamps(map(str, paths))])}"
+        if not (folder / _NOTE).exists():
             with locked(folder.with_name(f".{folder.name}.lock"), f"reading {paths[0]}", wait=True):
-                if not (folder / "ids.arrow").exists():  # the other process may have made it
+                if not (folder / _NOTE).exists():  # the other process may have made it
                     _write_table(paths, names, duplicates, folder)
+        folder = on_this_node(folder)
         reader = pa.ipc.open_file(pa.memory_map(str(folder / "rows.arrow")))
         pieces = tuple(reader.get_batch(i) for i in range(reader.num_record_batches))
         starts = np.cumsum([0, *(piece.num_rows for piece in pieces)], dtype=np.int64)
@@ -77,25 +78,21 @@ class TextTable:
 
 
 def _write_table(paths: Sequence[Path], names: TextColumns, duplicates: Duplicates, folder: Path) -> None:
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-    aside.mkdir(parents=True)
     ids: list[pa.Array] = []
+    kept = pa.schema([_ROWS.field("title"), _ROWS.field("keywords")])
     try:
-        kept = pa.schema([_ROWS.field("title"), _ROWS.field("keywords")])
-        with pa.OSFile(str(aside / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, kept) as writer:
-            for path in paths:
-                for piece in _read_table(path, names):
-                    if missing := piece.column("id").null_count:
-                        raise ValueError(f"{path}: {missing:,} rows have no {names.id!r}")
-                    ids.append(piece.column("id"))
-                    writer.write_batch(piece.select(["title", "keywords"]))
-        IdTable.build(aside / "ids.arrow", ids, duplicates)
-        publish_folder(aside, folder)
+        with written_folder(folder) as aside:
+            with pa.OSFile(str(aside / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, kept) as writer:
+                for path in paths:
+                    for piece in _read_table(path, names):
+                        if missing := piece.column("id").null_count:
+                            raise ValueError(f"{path}: {missing:,} rows have no {names.id!r}")
+                        ids.append(piece.column("id"))
+                        writer.write_batch(piece.select(["title", "keywords"]))
+            IdTable.build(aside / "ids.arrow", ids, duplicates)
+            write_json(aside / _NOTE, {"files": [str(path) for path in paths], "rows": sum(map(len, ids))})
     except DuplicateIdError as error:
         raise ValueError(f"{paths[0]}: {error}; mend it, or set dataset.text.duplicates: last") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _read_table(path: Path, names: TextColumns) -> Iterator[pa.RecordBatch]:
@@ -136,17 +133,18 @@ def _require_columns(path: Path, wanted: Sequence[str], there: Sequence[str]) ->
 
 def _csv(path: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
-    with pa.input_stream(str(path)) as file:
-        first = file.read(1 << 16).decode("utf-8-sig", errors="replace").splitlines()
-        _require_columns(path, wanted, next(csv.reader(first[:1], delimiter=delimiter), []))
-    yield from pa.csv.open_csv(
-        str(path),
-        pa.csv.ReadOptions(block_size=4 << 20),
-        pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(wanted, pa.large_string()), include_columns=wanted, null_values=[]
-        ),
-    )
+    with fetched(path) as here:
+        with pa.input_stream(str(here)) as file:
+            first = file.read(1 << 16).decode("utf-8-sig", errors="replace").splitlines()
+            _require_columns(path, wanted, next(csv.reader(first[:1], delimiter=delimiter), []))
+        yield from pa.csv.open_csv(
+            str(here),
+            pa.csv.ReadOptions(block_size=4 << 20),
+            pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(wanted, pa.large_string()), include_columns=wanted, null_values=[]
+            ),
+        )
 
 
 def _jsonl(path: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
@@ -163,7 +161,7 @@ def _jsonl(path: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+    with path.open("rb") as stored, gzip.open(stored) if path.suffix == ".gz" else stored as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line) if line.strip() else {}
@@ -176,15 +174,16 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parquet(path: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         _require_columns(path, wanted, file.schema_arrow.names)
-        yield from file.iter_batches(batch_size=1 << 16, columns=wanted)
+    yield from record_batches(path, 1 << 16, wanted)
 
 
-def stamp(path: Path) -> list[Any]:
-    """What changes when a file does: its name, size and time."""
-    status = path.stat()
-    return [str(path), status.st_size, status.st_mtime_ns]
+def stamps(paths: Iterable[str]) -> list[list[Any]]:
+    """Of each file what changes when it does: its name, size and time."""
+    paths = list(paths)
+    found = statuses(paths)
+    return [[path, found[path].st_size, found[path].st_mtime_ns] for path in paths]
 
 
 def digest(identity: Sequence[Any]) -> str:

@@ -1,4 +1,4 @@
-"""What people wrote about videos, joined to them by id: titles and keywords as word numbers and as a histogram.
+"""What people wrote about videos, joined to them by id: titles and keywords as word numbers, a histogram, a sentence.
 
     dataset:
       name: youtube8m
@@ -6,7 +6,7 @@
 
 The text stands in tables of an id, a title and keywords, in any order, with rows for some of the videos and for others
 that the corpus does not have. `mmray.features.text` says how text becomes words. A word that the word vectors don't
-know is dropped.
+know is dropped. A sentence is one vector of the whole text, in any language: see `mmray.features.sentences`.
 
 Made once, below the folder `cache`, each under a name that is a hash of what it depends on:
 
@@ -32,15 +32,51 @@ from pydantic import Field, PositiveInt, model_validator
 from mmray.config import Fraction, Section
 from mmray.datasets import Source
 from mmray.datasets._text_counts import Counts, Labels, TextCounts
-from mmray.datasets._text_table import Duplicates, TextColumns, TextTable, digest, stamp
-from mmray.features import keyword_clusters, text, word_vectors
+from mmray.datasets._text_table import Duplicates, TextColumns, TextTable, digest, stamps
+from mmray.features import keyword_clusters, sentences, text, word_vectors
 from mmray.features.keyword_clusters import Histograms
+from mmray.features.sentences import SentenceEncoder
 from mmray.features.word_vectors import WordVectors
 from mmray.files import locked, written_whole
 from mmray.schema import Column
+from mmray.storage import at, matching
 
 Int64s = npt.NDArray[np.int64]
 Ragged = tuple[Int64s, Int64s]  # values of all rows, and where those of each begin (B + 1,)
+
+
+class Sentence(Section):
+    """One vector of what is written about a video, by a model of sentence-transformers, in whatever language it is."""
+
+    model: str = Field(description="a folder, or a name on the hub: sentence-transformers/LaBSE")
+    revision: str | None = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="of a model of the hub: the commit that is meant"
+    )
+    size: PositiveInt = Field(description="numbers in a vector")
+    of: Literal["title", "keywords", "both"] = Field("title", description="what it reads; both: the title first")
+    dtype: Literal["float32", "float16"] = Field("float32", description="as they are prepared")
+    batch_size: PositiveInt = Field(64, description="texts that the model looks at together")
+
+    def companions(self) -> tuple[str, ...]:
+        """The model's files, where it is in a folder; ValueError where it is neither there nor a commit of the hub."""
+        folder = Path(self.model)
+        if folder.is_dir() and self.revision is not None:
+            raise ValueError(f"dataset.text.sentence.revision: {folder} is a folder, which has none; leave it out")
+        if not folder.is_dir() and self.revision is None:
+            raise ValueError(
+                f"dataset.text.sentence.model={self.model!r} is no folder; correct it, or for a model of the hub set "
+                "revision to the commit that is meant"
+            )
+        return tuple(sorted(str(path) for path in folder.rglob("*") if path.is_file()))
+
+    def opened(self) -> SentenceEncoder:
+        """The model; ValueError where its vectors are of another size than `size`."""
+        encoder = sentences.opened(self.model, self.revision, self.batch_size)
+        if encoder.size != self.size:
+            raise ValueError(
+                f"dataset.text.sentence.size={self.size}, but {self.model} gives vectors of {encoder.size}"
+            )
+        return encoder
 
 
 class Text(Section):
@@ -61,7 +97,7 @@ class Text(Section):
     remove_label_words: bool = Field(
         False, description="leave out every word that stands in the names of the video's own labels"
     )
-    videos: Literal["all", "with_title", "with_keywords", "with_either", "with_both"] = Field(
+    videos: Literal["all", "with_title", "with_keywords", "with_either", "with_both", "with_sentence"] = Field(
         "all", description="which videos are prepared at all, by the words that they are left with"
     )
     clusters: PositiveInt | None = Field(
@@ -71,6 +107,7 @@ class Text(Section):
     centroids: str | None = Field(
         None, description="a .npy file of clusters made before; default: fitted to keywords of training videos"
     )
+    sentence: Sentence | None = Field(None, description="a vector of the whole text, beside the words")
     cache: str = Field("prepared/text", description="folder for what is made once, on storage that every node sees")
 
     @model_validator(mode="after")
@@ -79,6 +116,12 @@ class Text(Section):
             raise ValueError("columns names neither title nor keywords; give one, or leave text out")
         if self.centroids and self.clusters is None:
             raise ValueError("centroids has no effect with clusters: null; give their number")
+        if self.videos == "with_sentence" and self.sentence is None:
+            raise ValueError("videos: with_sentence needs sentence; say which model makes them")
+        if self.sentence and getattr(self.columns, self.sentence.of, "") is None:
+            raise ValueError(
+                f"sentence.of={self.sentence.of!r}, but columns.{self.sentence.of} is null; name the other"
+            )
         return self
 
     @property
@@ -93,9 +136,8 @@ class Text(Section):
 
     def files(self) -> list[Path]:
         """The tables, sorted; ValueError where one, or the file of vectors, is not there."""
-        paths = sorted(Path(name) for name in glob.glob(self.path, recursive=True)) if glob.has_magic(self.path) else []
-        paths = paths or [Path(self.path)]
-        for path in (*paths, Path(self.vectors), *([Path(self.centroids)] if self.centroids else [])):
+        paths = (matching(self.path) if glob.has_magic(self.path) else []) or [at(self.path)]
+        for path in (*paths, at(self.vectors), *([at(self.centroids)] if self.centroids else [])):
             if not path.is_file():
                 raise ValueError(f"dataset.text: there is no file {path}; correct path, vectors or centroids")
         return paths
@@ -103,7 +145,7 @@ class Text(Section):
     def companions(self) -> tuple[str, ...]:
         """The files that rows depend on."""
         others = [self.vectors, *([self.centroids] if self.centroids else [])]
-        return (*map(str, self.files()), *others)
+        return (*map(str, self.files()), *others, *(self.sentence.companions() if self.sentence else ()))
 
     def open_table(self) -> TextTable:
         """Titles and keywords by id."""
@@ -120,7 +162,7 @@ class Text(Section):
 
 
 def columns(settings: Text) -> list[Column]:
-    """What a row gets: the numbers of its words, whether there are any, and the histogram."""
+    """What a row gets: the numbers of its words, whether there are any, the histogram, the vector of its sentence."""
     added = [
         Column(name="title_words", dtype="int32", shape=(None,), unit="word"),
         Column(name="keyword_words", dtype="int32", shape=(None,), unit="word"),
@@ -129,6 +171,9 @@ def columns(settings: Text) -> list[Column]:
     ]
     if settings.clusters is not None:
         added.append(Column(name="keywords", dtype="uint8", shape=(settings.clusters,), unit="words"))
+    if settings.sentence is not None:
+        added.append(Column(name="sentence", dtype=settings.sentence.dtype, shape=(settings.sentence.size,)))
+        added.append(Column(name="has_sentence", dtype="uint8"))
     return added
 
 
@@ -152,6 +197,7 @@ class VideoText:
         if settings.clusters is not None:
             centroids = _centroids(settings, self._table, self._vectors, train, train_ids)
             self._histograms = Histograms(self._vectors, centroids)
+        self._encoder = settings.sentence.opened() if settings.sentence else None
 
     def columns_of(self, ids: pa.Array, labels: Sequence[Sequence[int]], counts: Counts) -> list[pa.Array]:
         """The columns of videos with these ids and labels, in the order of `columns`; adds to `counts`."""
@@ -174,7 +220,25 @@ class VideoText:
         arrays += [pa.array((np.diff(offsets) > 0).astype(np.uint8)) for _, offsets in raggeds]
         if self._histograms is not None:
             arrays.append(pa.FixedShapeTensorArray.from_numpy_ndarray(self._histograms.of(*raggeds[1])))
+        if self._encoder is not None:
+            if self._settings.remove_label_words:
+                titles, keywords = (_remaining(texts, names) for texts in words)
+            arrays += self._sentences(titles, keywords)
         return arrays
+
+    def _sentences(self, titles: Sequence[str], keywords: Sequence[str]) -> list[pa.Array]:
+        """Vectors, zeros where nothing is written, and where something is."""
+        assert self._encoder is not None
+        assert self._settings.sentence is not None
+        of, dtype = self._settings.sentence.of, np.dtype(self._settings.sentence.dtype)
+        parts = {"title": (titles,), "keywords": (keywords,), "both": (titles, keywords)}[of]
+        texts = [". ".join(filter(None, map(str.strip, of_video))) for of_video in zip(*parts, strict=True)]
+        there = np.array([bool(written) for written in texts], bool)
+        vectors = np.zeros((len(texts), self._encoder.size), dtype)
+        vectors[there] = self._encoder.encode(list(filter(None, texts)))
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"dataset.text.sentence: vectors with numbers beyond {dtype}; set dtype: float32")
+        return [pa.FixedShapeTensorArray.from_numpy_ndarray(vectors), pa.array(there.astype(np.uint8))]
 
     def wanted(self, columns: Sequence[pa.Array], counts: Counts) -> pa.BooleanArray:
         """Which of the videos that these columns are of are to be prepared; adds to `counts`."""
@@ -190,6 +254,8 @@ class VideoText:
                 kept = title | keywords
             case "with_both":
                 kept = title & keywords
+            case "with_sentence":
+                kept = columns[-1].to_numpy() > 0
         counts.kept += int(kept.sum())
         return pa.array(kept)
 
@@ -234,6 +300,12 @@ class VideoText:
         return np.fromiter(itertools.chain.from_iterable(numbers), np.int64, offsets[-1]), offsets
 
 
+def _remaining(texts: Sequence[list[str]], labels: Sequence[Labels]) -> list[str]:
+    """Words of texts without those of the labels, parted by blanks."""
+    every = (frozenset[str]().union(*names) for names in labels)
+    return [" ".join(text.without(words, of_labels)) for words, of_labels in zip(texts, every, strict=True)]
+
+
 def _lists(values: Int64s, offsets: Int64s) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values.astype(np.int32)))
 
@@ -251,8 +323,8 @@ def _centroids(
     if not train:
         raise ValueError("dataset.text.clusters: no shard is named for training; give centroids, or clusters: null")
     relevant = settings.model_dump(include={"columns", "duplicates", "vector_dtype", "english", "clusters"})
-    files = [*map(Path, settings.companions()), *(Path(source.path) for source in train)]
-    path = Path(settings.cache) / f"centroids-{digest([relevant, settings.cluster_seed, *map(stamp, files)])}.npy"
+    files = [*map(str, settings.files()), settings.vectors, *(source.path for source in train)]
+    path = at(settings.cache) / f"centroids-{digest([relevant, settings.cluster_seed, *stamps(files)])}.npy"
     if not path.exists():
         with locked(path.with_name(f".{path.name}.lock"), "clustering keywords", wait=True):
             if not path.exists():  # the other process may have made it
@@ -263,13 +335,15 @@ def _centroids(
                     raise ValueError(f"dataset.text.clusters={settings.clusters}: {error}; lower it") from None
                 with written_whole(path) as aside, aside.open("wb") as file:
                     np.save(file, fitted)
-    centroids: npt.NDArray[np.float32] = np.load(path)
+    with path.open("rb") as stored:
+        centroids: npt.NDArray[np.float32] = np.load(stored)
     return centroids
 
 
 def _given_centroids(settings: Text) -> npt.NDArray[np.float32]:
     try:
-        centroids = np.load(str(settings.centroids), allow_pickle=False)
+        with at(str(settings.centroids)).open("rb") as file:
+            centroids = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"dataset.text.centroids={settings.centroids!r} can't be read: {error}") from None
     if centroids.shape != (settings.clusters, settings.vector_size):

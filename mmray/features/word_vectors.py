@@ -18,7 +18,6 @@ import gzip
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,8 @@ import pyarrow.csv
 
 from mmray.features.id_table import IdTable
 from mmray.features.native import compiled, copy_bytes
-from mmray.files import locked, publish_folder, write_json
+from mmray.files import locked, write_json, written_folder
+from mmray.storage import at, on_this_node
 
 Floats = npt.NDArray[np.float32]
 DType = Literal["float32", "float16"]
@@ -52,7 +52,8 @@ class WordVectors:
     @classmethod
     def open(cls, folder: Path) -> WordVectors:
         """Map a folder that `convert` made."""
-        return cls(folder, IdTable.open(folder / "words.arrow"), np.load(folder / "vectors.npy", mmap_mode="r"))
+        here = on_this_node(folder)
+        return cls(folder, IdTable.open(here / "words.arrow"), np.load(here / "vectors.npy", mmap_mode="r"))
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
         return WordVectors.open, (self.folder,)
@@ -85,13 +86,13 @@ def opened(source: str, cache: str, dtype: DType = "float32") -> WordVectors:
 
     The folder's name there is a hash of the file's path, size and time. ValueError where the file can't be read.
     """
-    path = Path(source)
+    path = at(source)
     try:
         status = path.stat()
     except OSError as error:
         raise ValueError(f"word vectors {source}: can't be read: {error.strerror}") from None
     identity = json.dumps([FORMAT, source, status.st_size, status.st_mtime_ns, dtype])
-    folder = Path(cache) / f"word-vectors-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    folder = at(cache) / f"word-vectors-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if not (folder / "word_vectors.json").exists():
         with locked(folder.with_name(f".{folder.name}.lock"), f"converting {source}", wait=True):
             if not (folder / "word_vectors.json").exists():  # the other process may have made it
@@ -101,18 +102,12 @@ def opened(source: str, cache: str, dtype: DType = "float32") -> WordVectors:
 
 def convert(path: Path, folder: Path, dtype: DType = "float32") -> None:
     """Read a word2vec file and write `folder`, whole. ValueError where the file is damaged or no such file."""
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of a conversion that was killed
-    aside.mkdir(parents=True)
-    try:
+    with written_folder(folder) as aside:
         with _uncompressed(path) as file:
             count, size = _header(path, file)
             words = _write_vectors(aside / "vectors.npy", path, file, count, size, dtype)
         table = IdTable.build(aside / "words.arrow", words, duplicates="first")
         write_json(aside / "word_vectors.json", {"source": str(path), "words": len(table), "size": size})
-        publish_folder(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_vectors(out: Path, path: Path, file: IO[bytes], count: int, size: int, dtype: DType) -> list[pa.Array]:
@@ -131,7 +126,7 @@ def _write_vectors(out: Path, path: Path, file: IO[bytes], count: int, size: int
 def _uncompressed(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if zipped else path.open("rb", buffering=0)  # type: ignore[return-value]
+    return gzip.open(path.open("rb")) if zipped else path.open("rb", buffering=0)  # type: ignore[return-value]
 
 
 def _header(path: Path, file: IO[bytes]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from mmray import config, preparation
 from mmray.datasets import youtube8m
 from mmray.datasets.synthetic import youtube8m as synthetic
 from mmray.datasets.youtube8m import Config
-from mmray.features import keyword_clusters
+from mmray.features import keyword_clusters, sentences
 from mmray.features.tfrecord_write import encode_example, encode_sequence_example, write_tfrecord
 from mmray.features.word_vectors import opened
 from mmray.schema import arrow_schema
@@ -308,9 +308,90 @@ def test_settings_without_effect_are_refused(corpus: Path) -> None:
     for text, message in (
         ({"columns": {"title": None, "keywords": None}}, "names neither title nor keywords"),
         ({"clusters": None, "centroids": "x.npy"}, "centroids has no effect with clusters: null"),
+        (
+            {"columns": {"title": None}, "sentence": {"model": "x", "size": 2}},
+            r"sentence.of='title', but columns.title is null",
+        ),
     ):
         with pytest.raises(ValidationError, match=message):
             settings(corpus, **text)
+
+
+class Lengths:
+    """Stands for a model of sentences: a vector tells how long a text is, and how many words it has."""
+
+    def encode(self, texts: list[str], **options: Any) -> np.ndarray:
+        return np.array([[len(text), len(text.split())] for text in texts], np.float32)
+
+
+@pytest.fixture
+def model(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of a model of sentences."""
+    (corpus / "model").mkdir()
+    (corpus / "model/weights").write_text("0")
+    monkeypatch.setattr(
+        sentences, "opened", lambda model, revision, batch_size: sentences.SentenceEncoder(Lengths(), 1)
+    )
+    return str(corpus / "model")
+
+
+SENTENCES = {  # in any language, whole as they are written; d has no text, b no title, f no keywords
+    "title": {"a": "Guitar Solo!", "c": "perro muy bonito", "e": "guitar Solo: Call of Black, Ops", "f": "Dog"},
+    "keywords": {"a": "guitar and solo,unknown", "b": "ops", "c": "perro,dog", "e": "Guitar,ops,the solo,2013"},
+    "both": {
+        "a": "Guitar Solo!. guitar and solo,unknown", "b": "ops", "c": "perro muy bonito. perro,dog",
+        "e": "guitar Solo: Call of Black, Ops. Guitar,ops,the solo,2013", "f": "Dog",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("of", SENTENCES)
+def test_sentences_beside_words(corpus: Path, model: str, of: str, dtype: str) -> None:
+    """Of what is no sentence there are zeros, and a 0 that says so; the other columns are as without."""
+    plain = rows(settings(corpus))
+    found = rows(settings(corpus, sentence={"model": model, "size": 2, "of": of, "dtype": dtype}))
+    for name, row in found.items():
+        written = SENTENCES[of].get(name, "")
+        assert (row.pop("sentence"), row.pop("has_sentence")) == ([len(written), len(written.split())], bool(written))
+    assert found == plain
+
+
+def test_sentences_lose_the_words_of_labels_too(corpus: Path, model: str) -> None:
+    found = rows(settings(corpus, sentence={"model": model, "size": 2}, remove_label_words=True))
+    expected = {"a": "Solo", "c": "perro muy bonito", "e": "Solo Call of", "f": "Dog"}
+    for name, row in found.items():
+        written = expected.get(name, "")
+        assert (row["sentence"], row["has_sentence"]) == ([len(written), len(written.split())], bool(written))
+
+
+def test_videos_of_any_language_with_a_sentence(corpus: Path, model: str) -> None:
+    found = rows(settings(corpus, sentence={"model": model, "size": 2}, videos="with_sentence"))
+    assert list(found) == ["f", "a", "c", "e"]
+    with pytest.raises(ValidationError, match="with_sentence needs sentence"):
+        settings(corpus, videos="with_sentence")
+
+
+def test_another_model_makes_another_prepared_dataset(corpus: Path, model: str) -> None:
+    def folder(**sentence: Any) -> Path:
+        return preparation.plan(make_run(corpus, settings(corpus, sentence={"size": 2, **sentence}))).folder
+
+    before = folder(model=model)
+    (corpus / "model/weights").write_text("01")
+    hub = [folder(model="somebody/model", revision=digit * 40) for digit in "01"]
+    assert len({before, folder(model=model), *hub, preparation.plan(make_run(corpus, settings(corpus))).folder}) == 5
+
+
+def test_a_model_of_sentences_must_be_one_and_the_same(corpus: Path, model: str) -> None:
+    for wrong, message in (
+        ({"model": "somebody/model", "size": 2}, r"model='somebody/model' is no folder; .* set revision to the commit"),
+        ({"model": model, "size": 2, "revision": "0" * 40}, r"revision: .* is a folder, which has none; leave it out"),
+        ({"model": model, "size": 3}, r"sentence\.size=3, but .* gives vectors of 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rows(settings(corpus, sentence=wrong))
+    with pytest.raises(ValidationError, match="revision"):
+        settings(corpus, sentence={"model": "somebody/model", "size": 2, "revision": "main"})
 
 
 def make_run(corpus: Path, dataset: Config, **prepare: Any) -> config.Run:
@@ -355,13 +436,5 @@ def test_synthetic_corpus_has_text_and_vectors_that_tell_labels(tmp_path: Path) 
     assert 0.5 < np.mean([row["has_title"] for row in found.values()]) < 0.7
     assert 0.4 < np.mean([row["has_keywords"] for row in found.values()]) < 0.6
     drawn = synthetic.draw_word_vectors(made)
-    world = synthetic.build_world(made)
-    unit = {word: vector / np.linalg.norm(vector) for word, vector in drawn.items()}
-    same, other = [], []
-    for words_of, vertical in zip(world.words, world.vertical, strict=True):
-        for words_too, vertical_too in zip(world.words, world.vertical, strict=True):
-            near = float(unit[words_of[0]] @ unit[words_too[0]])
-            if words_of is not words_too:
-                (same if vertical == vertical_too else other).append(near)
-    assert np.mean(same) > np.mean(other) + 0.3
+    assert list(drawn) == vectors.words.to_pylist()
     assert np.array_equal(vectors.matrix, np.stack(list(drawn.values())))

@@ -145,6 +145,10 @@ COMMON_WORDS = (
     "king queen boys girls north south west east"
 )
 
+# What holds the parts of a title together; what says that the next word is not what it is about.
+JOINING_WORDS = "with the in for on from at to of by and"
+TURNING_WORDS = "without not no never versus instead before unlike"
+
 TITLE_ENDINGS = ("HD", "(Official Video)", "2013", "2014", "- Part 1", "- Part 2", "!!!", "[1080p]", "#1")
 
 # One line a language: Spanish, Russian, Japanese, Hindi, Arabic, Korean.

@@ -28,6 +28,10 @@ The mean of m_l v_l is 0: no linear score can use it, but two experts with a gat
 little, and some much; so audio alone is poor, yet tells things that pictures do not. Noise and absence keep the best
 possible score below 1.
 
+With `motion` above 0, what a label adds by its sign turns around and back as time goes, every 1 to 4 seconds by its
+class, in a phase of the video's own: in frame t it is m_l (1 - motion + motion w_l(t)) v_l with w_l(t) = +1 or -1. At 1
+nothing of it is left in a mean over frames, and whoever looks at frames one by one, or along time, still sees it.
+
 Video level. Given labels, signs and shots, all terms are Gaussian, so the mean over a video's T frames, of which shot
 s has T_s, is drawn without the frames:
 
@@ -39,11 +43,7 @@ s has T_s, is drawn without the frames:
 This is the frames' own distribution but for clipping and for rounding (steps of 0.0157, averaged over T frames).
 
 Text. Two thirds of the videos have a row; a twelfth of the rows is not English, a sixth of the rest has no keywords.
-A word comes from a label's name, from the words that go with that label, from those of its vertical, or from none.
-
-Word vectors have WORD_VECTOR_SIZE numbers. Every vertical and every class has a direction, a class's in part that of
-its vertical; a word's vector is the mean of those of the classes or the vertical that it goes with, and noise. A word
-that tells nothing is noise alone, and words that are not English have no vector.
+What the others say, and the vectors of their words, is in `_youtube8m_text`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,13 +61,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mmray.datasets.synthetic import Progress, Summary, summary, write_pieces
-from mmray.datasets.synthetic._youtube8m_words import (
-    COMMON_WORDS,
-    FOREIGN_WORDS,
-    MODIFIERS,
-    TITLE_ENDINGS,
-    VERTICALS,
+from mmray.datasets.synthetic._youtube8m_text import (
+    WORD_VECTOR_SIZE,
+    Lexicon,
+    build_lexicon,
+    draw_foreign,
+    draw_keywords,
+    draw_title,
+    word_vectors,
 )
+from mmray.datasets.synthetic._youtube8m_words import FOREIGN_WORDS, MODIFIERS, VERTICALS
 from mmray.features.tfrecord_write import encode_example, encode_sequence_example, write_tfrecord
 from mmray.files import write_text, written_whole
 
@@ -78,8 +81,8 @@ MAX_SHOTS = 8
 CLIMBS = 0.85
 SAME_VERTICAL = 0.75
 INHERITED = 0.6
+SLOWEST = 4  # seconds from turn to turn
 DRIFT_CORRELATION = 0.95
-WORD_VECTOR_SIZE = 32
 LOUD, LOUDNESS, QUIETNESS = 0.45, 1.5, 0.3  # the share of loud classes; their factor of strength, and the others'
 
 
@@ -102,6 +105,7 @@ class Config(BaseModel):
     audio_size: int = Field(128, ge=1)
     min_frames: int = Field(60, ge=1, description="one frame a second")
     max_frames: int = Field(300, ge=1)
+    motion: float = Field(0.0, ge=0, le=1, description="how much of what frames show turns around within seconds")
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -156,7 +160,6 @@ class World:
     """
 
     names: list[str]
-    words: list[list[str]]
     vertical: np.ndarray
     parent: np.ndarray
     by_vertical: np.ndarray
@@ -173,7 +176,8 @@ class Videos:
 
     Their labels stand one after another, m in all: class `label[j]` belongs to video `video[j]` (both ascending) with
     the sign `sign[j]`; `present[modality][j]` tells the shots it is in. `starts` (n,) is each video's first j.
-    `shot_frames` (n, MAX_SHOTS) are the shots' lengths in frames, 0 for a shot that a video lacks.
+    `shot_frames` (n, MAX_SHOTS) are the shots' lengths in frames, 0 for a shot that a video lacks. `phase[j]` is the
+    second at which the motion of label j begins.
     """
 
     ids: list[str]
@@ -183,10 +187,15 @@ class Videos:
     sign: np.ndarray
     present: dict[str, np.ndarray]
     shot_frames: np.ndarray
+    phase: np.ndarray
 
     def labels(self) -> list[np.ndarray]:
         """The class indices of each video, ascending; never empty."""
         return np.split(self.label, self.starts[1:])
+
+    def label_slices(self) -> list[slice]:
+        """Where the labels of each video stand."""
+        return list(map(slice, self.starts.tolist(), [*self.starts[1:].tolist(), len(self.label)]))
 
 
 def generate(out: Path, config: Config, progress: Progress, num_processes: int = 1) -> Summary:
@@ -260,15 +269,15 @@ def _frame_records(
 
 
 def _random(config: Config, *purpose: int) -> np.random.Generator:
-    """The stream of one purpose: (0,) the world, (4,) word vectors; of shard i: (1, i) videos, (2, i) features, (3, i)
-    text.
+    """The stream of one purpose: (0,) the world, (4,) its words, (5,) their vectors; of shard i: (1, i) videos, (2, i)
+    features, (3, i) text.
     """
     return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=purpose))
 
 
 @lru_cache(maxsize=2)
 def build_world(config: Config) -> World:
-    """The classes, their frequencies, words and prototypes; the same for configurations of one seed and size."""
+    """The classes, their frequencies and prototypes; the same for configurations of one seed and size."""
     random, num_classes = _random(config, 0), config.num_classes
     names, vertical, parent = _class_trees(num_classes, random)
     topic = (random.permutation(num_classes) + 4.0) ** -1.3
@@ -297,11 +306,8 @@ def build_world(config: Config) -> World:
     vertical = vertical[order]
     by_vertical = np.argsort(vertical, kind="stable")
     topic_cdf = np.cumsum(topic[order][by_vertical])
-    about = [words.split() for _, words in VERTICALS.values()]
-    of_class = [[*random.choice(about[v], 3, False), *random.choice(COMMON_WORDS.split(), 3, False)] for v in vertical]
     return World(
         names=[names[i] for i in order],
-        words=[[str(word) for word in words] for words in of_class],
         vertical=vertical,
         parent=np.where(parent >= 0, rank[parent], -1)[order],
         by_vertical=by_vertical,
@@ -392,7 +398,18 @@ def draw_videos(config: Config, shard: Shard) -> Videos:
         sign=random.choice(np.array([-1, 1], np.float32), (len(label), 1)),
         present=present,
         shot_frames=np.diff(cuts, axis=1, prepend=0),
+        phase=random.integers(2 * SLOWEST, size=len(label)),
     )
+
+
+def _turned(config: Config, videos: Videos, video: int, labels: slice, key: str) -> np.ndarray:
+    """What motion takes from the signed prototypes of a video's labels: (L, T), 0 where a label is absent."""
+    shot_frames = videos.shot_frames[video]
+    present = np.repeat(videos.present[key][labels], shot_frames, axis=1)
+    half_period = 1 + videos.label[labels, None] % SLOWEST
+    turn = (np.arange(shot_frames.sum()) + videos.phase[labels, None]) // half_period % 2
+    turned: np.ndarray = (-2 * config.motion * present * turn).astype(np.float32)
+    return turned
 
 
 def _video_id(number: int) -> str:
@@ -412,6 +429,10 @@ def draw_means(config: Config, shard: Shard, videos: Videos) -> dict[str, np.nda
         weight = (videos.present[key] * shot_share[videos.video]).sum(1, keepdims=True).astype(np.float32)
         prototypes = world.shared[key][videos.label] + videos.sign * world.signed[key][videos.label]
         latent = np.add.reduceat(weight * prototypes, videos.starts)
+        if config.motion:
+            signed = videos.sign * world.signed[key][videos.label]
+            for video, labels in enumerate(videos.label_slices()):
+                latent[video] += _turned(config, videos, video, labels, key).mean(axis=1) @ signed[labels]
         variance = modality.video_noise**2 + modality.shot_noise**2 * (shot_share**2).sum(1)
         variance += modality.drift_noise**2 * ar1_mean_variance(num_frames)
         latent += _noise(random, variance**0.5, latent.shape[1])
@@ -438,20 +459,21 @@ def ar1_mean_variance(num_steps: np.ndarray) -> np.ndarray:
 def draw_frames(config: Config, shard: Shard, videos: Videos) -> Iterator[dict[str, np.ndarray]]:
     """Frame-level features of one video after another: by modality, (T, D) uint8."""
     world, random = build_world(config), _random(config, 2, shard.index)
-    ends = [*videos.starts[1:], len(videos.label)]
-    for start, end, shot_frames in zip(videos.starts, ends, videos.shot_frames, strict=True):
-        label, sign = videos.label[start:end], videos.sign[start:end]
+    for video, labels in enumerate(videos.label_slices()):
+        label, sign, shot_frames = videos.label[labels], videos.sign[labels], videos.shot_frames[video]
         frames = {}
         for key, modality in MODALITIES.items():
             num_latents, size = world.embedding[key].shape
-            prototypes = world.shared[key][label] + sign * world.signed[key][label]
-            shots = videos.present[key][start:end].T.astype(np.float32) @ prototypes
+            signed = sign * world.signed[key][label]
+            shots = videos.present[key][labels].T.astype(np.float32) @ (world.shared[key][label] + signed)
             shots += modality.video_noise * random.standard_normal(num_latents, dtype=np.float32)
             shots += modality.shot_noise * random.standard_normal(shots.shape, dtype=np.float32)
             drift = random.standard_normal((shot_frames.sum(), num_latents), dtype=np.float32)
             for t in range(1, len(drift)):
                 drift[t] = DRIFT_CORRELATION * drift[t - 1] + (1 - DRIFT_CORRELATION**2) ** 0.5 * drift[t]
             latent = np.repeat(shots, shot_frames, axis=0) + modality.drift_noise * drift
+            if config.motion:
+                latent += _turned(config, videos, video, labels, key).T @ signed
             noise = random.standard_normal((len(latent), size), dtype=np.float32)
             frames[key] = quantize(latent @ world.embedding[key] + modality.frame_noise * noise)
         yield frames
@@ -463,62 +485,38 @@ def quantize(features: np.ndarray) -> np.ndarray:
     return quantized
 
 
+@lru_cache(maxsize=2)
+def lexicon_of(config: Config) -> Lexicon:
+    """The words of all classes; the same for configurations of one seed and number of classes."""
+    world = build_world(config)
+    return build_lexicon(world.names, world.vertical, _random(config, 4))
+
+
 def draw_text(config: Config, shard: Shard, videos: Videos) -> list[tuple[str, str, str]]:
     """(id, title, keywords joined by commas) of those of a shard's videos that have text."""
-    world, random = build_world(config), _random(config, 3, shard.index)
-    about, common = [words.split() for _, words in VERTICALS.values()], COMMON_WORDS.split()
+    world, lexicon, random = build_world(config), lexicon_of(config), _random(config, 3, shard.index)
 
-    def pick(choices: Sequence[str]) -> str:
-        return choices[int(random.integers(len(choices)))]
-
-    def word(labels: np.ndarray) -> str:
-        label, kind = labels[random.integers(len(labels))], random.random()
-        if kind < 0.12:
-            return pick(world.names[label].lower().split())
-        if kind < 0.47:
-            return pick(world.words[label])
-        return pick(about[world.vertical[label]] if kind < 0.72 else common)
+    def stray() -> int:
+        place = np.searchsorted(world.topic_cdf, random.random() * world.topic_cdf[-1], "right")
+        return int(world.by_vertical[min(place, config.num_classes - 1)])
 
     rows = []
     for video_id, labels in zip(videos.ids, videos.labels(), strict=True):
         if random.random() < 1 / 3:
             continue
-        num_words, num_keywords = 3 + random.poisson(3), 1 + random.poisson(8)
         if random.random() < 1 / 12:
-            language = pick(FOREIGN_WORDS).split()
-            title = [pick(language) for _ in range(num_words)]
-            keywords = [pick(language) for _ in range(num_keywords)]
+            language = int(random.integers(len(FOREIGN_WORDS)))
+            title, keywords = (draw_foreign(language, 1 + random.poisson(mean), random) for mean in (5, 8))
         else:
-            title = [word(labels).capitalize() for _ in range(num_words)]
-            keywords = [word(labels) for _ in range(num_keywords)] if random.random() > 1 / 6 else []
-            if random.random() < 0.3:
-                title.append(pick(TITLE_ENDINGS))
+            title = draw_title(lexicon, labels, stray, random)
+            keywords = draw_keywords(lexicon, labels, stray, random) if random.random() > 1 / 6 else []
         rows.append((video_id, " ".join(title), ",".join(dict.fromkeys(keywords))))
     return rows
 
 
 def draw_word_vectors(config: Config) -> dict[str, np.ndarray]:
-    """The vector (WORD_VECTOR_SIZE,) float32 of every English word of a text, small and with a capital, sorted."""
-    world, random = build_world(config), _random(config, 4)
-    common = f"{COMMON_WORDS} {' '.join(TITLE_ENDINGS)}".translate(str.maketrans("()[]!#-", " " * 7)).split()
-    goes_with: dict[str, list[np.ndarray]] = {word: [] for word in common}
-    verticals = _directions(np.full(len(VERTICALS), -1), WORD_VECTOR_SIZE, random)
-    own = _directions(np.full(config.num_classes, -1), WORD_VECTOR_SIZE, random)
-    for direction, (_, words) in zip(verticals, VERTICALS.values(), strict=True):
-        for word in words.split():
-            goes_with.setdefault(word, []).append(direction)
-    classes = INHERITED**0.5 * verticals[world.vertical] + (1 - INHERITED) ** 0.5 * own
-    for direction, name, of_class in zip(classes, world.names, world.words, strict=True):
-        for word in (*name.lower().split(), *(word for word in of_class if word not in common)):
-            goes_with.setdefault(word, []).append(direction)
-
-    vectors = {}
-    for word, found in goes_with.items():
-        mean = np.mean(found, axis=0) if found else np.zeros(WORD_VECTOR_SIZE)
-        for form in dict.fromkeys((word, word.capitalize())):
-            noise = 0.3 * _directions(np.array([-1]), WORD_VECTOR_SIZE, random)[0]
-            vectors[form] = (mean + noise).astype(np.float32)
-    return dict(sorted(vectors.items()))
+    """The vector (WORD_VECTOR_SIZE,) float32 of every English word of a text, sorted by word."""
+    return word_vectors(lexicon_of(config), _random(config, 5))
 
 
 def _word2vec(vectors: dict[str, np.ndarray]) -> bytes:
