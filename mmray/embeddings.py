@@ -20,11 +20,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from mmray.prepared import tensor_column
 from mmray.schema import Column
+from mmray.storage import record_batches
 
 FILE = "embeddings.json"
 FOLDER = Path("predictions", "embeddings")  # of a run folder
@@ -87,7 +87,7 @@ def read_tables(folder: Path, columns: Sequence[str], batch_rows: int = 8192) ->
     """Columns of an embedded split, a bounded number of rows at a time; ValueError where rows are missing."""
     info, rows = read_info(folder), 0
     for path in files_of(folder):
-        for batch in pq.ParquetFile(path).iter_batches(batch_rows, columns=list(columns)):
+        for batch in record_batches(path, batch_rows, list(columns)):
             rows += batch.num_rows
             yield pa.Table.from_batches([batch])
     if rows != info.stored:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from mmray.schema import Column, arrow_schema
+from mmray.storage import record_batches
 
 
 class PredictionsInfo(BaseModel):
@@ -58,7 +59,7 @@ def read_tables(folder: Path, batch_rows: int = 8192, leave_out: Sequence[str] =
     info, rows = read_info(folder), 0
     columns = [column.name for column in info.columns if column.name not in leave_out]
     for path in sorted(folder.glob("part-*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(batch_rows, columns=columns):
+        for batch in record_batches(path, batch_rows, columns):
             rows += batch.num_rows
             yield pa.Table.from_batches([batch])
     if rows != info.rows:

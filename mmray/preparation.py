@@ -29,6 +29,7 @@ from mmray.datasets import Rejected, Source
 from mmray.files import publish_folder, write_json, write_text, written_whole
 from mmray.prepared import ragged_column, tensor_column
 from mmray.schema import MAX_GROUPS, Column, DatasetInfo, FileInfo, SplitInfo, arrow_schema, is_feature
+from mmray.storage import at, is_remote, statuses
 
 FORMAT = 3  # of the folder; part of its hash
 
@@ -67,8 +68,8 @@ class Plan:
 
     @property
     def aside(self) -> Path:
-        """Where the folder is made before it gets its name."""
-        return self.folder.with_name(f".{self.folder.name}.partial")
+        """Where the folder is made: beside its name until it is whole; in a store in its place, the note last."""
+        return self.folder if is_remote(self.folder) else self.folder.with_name(f".{self.folder.name}.partial")
 
 
 def plan(run: config.Run) -> Plan:
@@ -84,17 +85,18 @@ def plan(run: config.Run) -> Plan:
                 )
     elif reason := getattr(run.dataset, "why_corpus_split", None):
         raise ValueError(f"prepare.split.by={run.prepare.split.by!r}: {reason}; set prepare.split.by: corpus")
+    stamps = _stamps(path for source in sources for path in (source.path, *source.companions))
     identity = {
         "format": FORMAT,
         "dataset": run.dataset.model_dump(mode="json"),
         "prepare": run.prepare.model_dump(mode="json", exclude={"out", "on_bad_input", "max_bad_fraction"}),
         "sources": [
-            (s.path, s.split, s.num_bytes, s.note, [_stamp(path) for path in (s.path, *s.companions)]) for s in sources
+            (s.path, s.split, s.num_bytes, s.note, [stamps[path] for path in (s.path, *s.companions)]) for s in sources
         ],
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     name: str = run.dataset.name  # type: ignore[attr-defined]
-    return Plan(run, tuple(_parts(sources, run.prepare.part_mb << 20)), Path(run.prepare.out) / f"{name}-{digest}")
+    return Plan(run, tuple(_parts(sources, run.prepare.part_mb << 20)), at(run.prepare.out) / f"{name}-{digest}")
 
 
 def write_part(run: config.Run, part: Part, folder: Path) -> PartNote:
@@ -164,8 +166,9 @@ def publish(plan: Plan, notes: Sequence[PartNote]) -> DatasetInfo:
         rejected=len(rejected),
         rejected_reasons=dict(reasons),
     )
-    for leftover in plan.aside.rglob(".*"):  # of tasks that were killed while they wrote
-        leftover.unlink()
+    if not is_remote(plan.aside):
+        for leftover in plan.aside.rglob(".*"):  # of tasks that were killed while they wrote
+            leftover.unlink()
     write_text(plan.aside / "rejected.jsonl", "".join(json.dumps(bad) + "\n" for bad in rejected))
     write_json(plan.aside / "dataset.json", info.model_dump(mode="json"))
     publish_folder(plan.aside, plan.folder)
@@ -311,12 +314,9 @@ def _merge(splits: Sequence[SplitInfo]) -> SplitInfo:
     )
 
 
-def _stamp(path: str) -> tuple[str, int, int]:
-    """What changes when a file does: its name, size and time. Of one in a store its module notes the version."""
-    if "://" in path:
-        return path, 0, 0
-    status = Path(path).stat()
-    return path, status.st_size, status.st_mtime_ns
+def _stamps(paths: Iterable[str]) -> dict[str, tuple[str, int, int]]:
+    """Of each file what changes when it does: its name, size and time."""
+    return {path: (path, status.st_size, status.st_mtime_ns) for path, status in statuses(paths).items()}
 
 
 def _split_rule(split: config.Split) -> str:

@@ -30,6 +30,8 @@ import pyarrow.parquet as pq
 
 from mmray import config
 from mmray.schema import Column, DatasetInfo, SplitInfo
+from mmray.storage import open_parquet
+from mmray.stores import steadily
 
 Int64s = npt.NDArray[np.int64]
 
@@ -189,12 +191,13 @@ class SplitReader:
     def _row_group(self, group: int) -> pa.Table:
         path, index = self._groups[0][group]
         # No pre-buffering threads: a training worker has few cores and reads ahead in a thread of its own.
-        return _open(self.folder / path).read_row_group(index, columns=list(self.columns), use_threads=False)
+        file, columns = _open(self.folder / path), list(self.columns)
+        return steadily(str(self.folder / path), lambda: file.read_row_group(index, columns=columns, use_threads=False))
 
 
 @functools.lru_cache(maxsize=256)
 def _open(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, memory_map=True)
+    return open_parquet(path, memory_map=True)
 
 
 def train_tables(

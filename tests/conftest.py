@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before anything imports Ray: its tests need no authentication, and a test must not wait for a slow machine.
@@ -31,9 +37,62 @@ def real_data() -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class S3Server:
+    """A server of S3's protocol on this machine: an address in its bucket, and the environment it is reached by."""
+
+    url: str
+    environment: dict[str, str]
+    port: int
+
+
 @pytest.fixture(scope="session")
-def ray_runtime() -> Iterator[None]:
-    """Ray on this machine, one instance for the whole session."""
+def s3_environment() -> Iterator[dict[str, str]]:
+    """The environment by which processes reach `s3_server`, set for this session; nothing listens there without it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in values.items():
+            patch.setenv(key, value)
+        yield values
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_environment: dict[str, str]) -> Iterator[S3Server]:
+    """moto's server with an empty bucket. Tests write below names of their own."""
+    pytest.importorskip("moto")
+    import pyarrow.fs as pa_fs
+
+    port = int(s3_environment["AWS_ENDPOINT_URL"].rpartition(":")[2])
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            assert server.poll() is None, "moto's server ended"
+            time.sleep(0.1)
+        filesystem = pa_fs.S3FileSystem(
+            allow_bucket_creation=True, endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1"
+        )
+        filesystem.create_dir("mmray-tests")
+        yield S3Server("s3://mmray-tests", s3_environment, port)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def ray_runtime(s3_environment: dict[str, str]) -> Iterator[None]:
+    """Ray on this machine, one instance for the whole session; its processes reach `s3_server`, where that runs."""
     ray = pytest.importorskip("ray")
     from mmray.on_ray import runtime
 

@@ -59,7 +59,9 @@ class Config(Section):
     )
     near_bits: int = Field(6, ge=0, le=10, description="perceptual: so many of the hash's 64 bits may differ")
     conflicting_labels: Literal["fail", "drop", "keep"] = Field(
-        "fail", description="one image under two classes; drop: neither is used, both are listed as rejected"
+        "fail",
+        description="one image under two classes; drop: neither is used, both are listed as rejected, which takes "
+        "prepare.on_bad_input: skip",
     )
 
     @model_validator(mode="after")

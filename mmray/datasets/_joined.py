@@ -16,7 +16,6 @@ stand in about the same order, so that little is read twice.
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +28,17 @@ from pydantic import Field, PositiveInt
 
 from mmray import embeddings
 from mmray.config import Section
-from mmray.datasets._text_table import digest, stamp
+from mmray.datasets._text_table import digest, stamps
 from mmray.embeddings import DType
 from mmray.features.id_table import DuplicateIdError, IdTable
-from mmray.files import locked, publish_folder
+from mmray.files import locked, write_json, written_folder
 from mmray.prepared import tensor_column
 from mmray.schema import Column
+from mmray.storage import at, on_this_node
 
 Key = Literal["id", "group"]
 Matrix = npt.NDArray[np.floating[Any]]
+_NOTE = "vectors.json"
 
 
 class Joined(Section):
@@ -53,7 +54,7 @@ class Joined(Section):
     @functools.cached_property
     def splits(self) -> dict[str, Path]:
         """The folders of the embedded splits; ValueError where there is none."""
-        return embeddings.splits_of(Path(self.path))
+        return embeddings.splits_of(at(self.path))
 
     @functools.cached_property
     def info(self) -> embeddings.EmbeddingsInfo:
@@ -87,7 +88,7 @@ class Joined(Section):
 
     def opened(self) -> Vectors:
         """The vectors by id, made in the cache unless they are there."""
-        return _opened(self.model_dump_json(), tuple(map(tuple, map(stamp, map(Path, self.companions())))))
+        return _opened(self.model_dump_json(), tuple(map(tuple, stamps(self.companions()))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,32 +144,29 @@ def _files(folder: Path) -> list[Path]:
 def _opened(values: str, versions: tuple[tuple[str | int, ...], ...]) -> Vectors:
     joined = Joined.model_validate_json(values)
     size = joined.stored_size()
-    folder = Path(joined.cache) / f"vectors-{digest([joined.key, *versions])}"
-    if not (folder / "ids.arrow").exists():
+    folder = at(joined.cache) / f"vectors-{digest([joined.key, *versions])}"
+    if not (folder / _NOTE).exists():
         with locked(folder.with_name(f".{folder.name}.lock"), f"reading {joined.path}", wait=True):
-            if not (folder / "ids.arrow").exists():  # the other process may have made it
+            if not (folder / _NOTE).exists():  # the other process may have made it
                 _write(joined, size, folder)
+    folder = on_this_node(folder)
     ids, matrix = IdTable.open(folder / "ids.arrow"), np.load(folder / "vectors.npy", mmap_mode="r")
     return Vectors(ids, matrix, np.load(folder / "splits.npy"), tuple(joined.splits))
 
 
 def _write(joined: Joined, size: int, folder: Path) -> None:
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-    aside.mkdir(parents=True)
     try:
-        keys, splits = _keys(joined)
-        ids = IdTable.build(aside / "ids.arrow", keys)
-        np.save(aside / "splits.npy", splits)
-        dtype = np.dtype(joined.info.columns[-1].dtype)
-        matrix = np.lib.format.open_memmap(aside / "vectors.npy", "w+", dtype, (len(ids), size))
-        _fill(matrix, joined, ids)
-        matrix.flush()
-        publish_folder(aside, folder)
+        with written_folder(folder) as aside:
+            keys, splits = _keys(joined)
+            ids = IdTable.build(aside / "ids.arrow", keys)
+            np.save(aside / "splits.npy", splits)
+            dtype = np.dtype(joined.info.columns[-1].dtype)
+            matrix = np.lib.format.open_memmap(aside / "vectors.npy", "w+", dtype, (len(ids), size))
+            _fill(matrix, joined, ids)
+            matrix.flush()
+            write_json(aside / _NOTE, {"path": joined.path, "vectors": len(ids), "size": size})
     except DuplicateIdError as error:
         raise ValueError(f"dataset.joined: {joined.path}: {error}; was one item embedded in two splits?") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _keys(joined: Joined) -> tuple[list[pa.Array], npt.NDArray[np.uint8]]:

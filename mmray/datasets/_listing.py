@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
+from mmray import storage
 from mmray.config import Section
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -49,17 +48,14 @@ def in_folders(root: Path, accepts: Callable[[str], bool]) -> list[Listed]:
     Hidden files and folders are passed over. ValueError for a link to nothing.
     """
     found = []
-    for folder, below, files in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if name[0] != "."]
-        for name in files:
-            path = Path(folder, name)
-            if name[0] == "." or not accepts(name):
-                continue
-            if not path.is_file():
-                raise ValueError(f"{path} is a link to nothing; bring the file, or remove the link")
-            place = path.relative_to(root)
-            label = place.parts[0] if len(place.parts) > 1 else None
-            found.append(Listed(path, place.as_posix(), "", label, f"folder {label or root}"))
+    for path in storage.files_below(root):
+        if not accepts(path.name):
+            continue
+        if not path.is_file():
+            raise ValueError(f"{path} is a link to nothing; bring the file, or remove the link")
+        place = path.relative_to(root)
+        label = place.parts[0] if len(place.parts) > 1 else None
+        found.append(Listed(path, place.as_posix(), "", label, f"folder {label or root}"))
     return found
 
 
@@ -106,7 +102,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Column names and rows of a table, all values as text without blanks around, "" for none."""
     try:
         if path.suffix.lower() == ".parquet":
-            table = pq.read_table(path)
+            table = storage.read_table(path)
             values = {name: [_text(v) for v in table.column(name).to_pylist()] for name in table.column_names}
             return table.column_names, [
                 dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)

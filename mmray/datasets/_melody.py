@@ -31,6 +31,7 @@ from mmray.features.cfp import Settings as CfpSettings
 from mmray.features.contour import to_grid
 from mmray.features.pitch_labels import PitchTrack, check_covers
 from mmray.schema import Column, arrow_schema
+from mmray.storage import at
 
 GROUP_KEY = "group"
 LABEL_KEY = "ref_times_s"
@@ -87,9 +88,9 @@ def class_names(settings: Settings) -> list[str]:
 
 def folder(settings: Settings, *below: str) -> Path:
     """The corpus's folder, or one below it; ValueError where there is none."""
-    found = Path(settings.path, *below)
+    found = at(settings.path).joinpath(*below)
     if not found.is_dir():
-        wanted = f"no folder {'/'.join(below)} in it" if below and Path(settings.path).is_dir() else "not a folder"
+        wanted = f"no folder {'/'.join(below)} in it" if below and at(settings.path).is_dir() else "not a folder"
         raise ValueError(f"dataset.path={settings.path!r}: {wanted}; give the folder that the corpus lies in")
     return found
 
@@ -131,7 +132,7 @@ def karaoke_pairs(settings: Settings) -> list[tuple[Path, Path | None]]:
 
     ValueError where there is no audio, or where one of the two is missing.
     """
-    music, labels = folder(settings, "Wavfile"), Path(settings.path, "PitchLabel")
+    music, labels = folder(settings, "Wavfile"), at(settings.path) / "PitchLabel"
     paths = audio_files(music)
     if not paths:
         raise ValueError(f"dataset.path={settings.path!r}: no audio file in {music}")

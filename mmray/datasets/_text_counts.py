@@ -92,7 +92,8 @@ def report(folder: Path, sources: Sequence[str], table_rows: int) -> str:
         total.kept += values["kept"]
         total.titles.add(TextCounts(**values["titles"]))
         total.keywords.add(TextCounts(**values["keywords"]))
-        total.rows.append(np.load(note.with_suffix(".npy")))
+        with note.with_suffix(".npy").open("rb") as file:
+            total.rows.append(np.load(file))
     rows = np.concatenate(total.rows)
     matched = len(np.unique(rows))
     left_out = f", and {total.kept:,} are prepared (text.videos)" if total.kept < total.videos else ""

@@ -19,6 +19,7 @@ from pydantic import Field
 from mmray.datasets import Reject, Source, _melody
 from mmray.datasets._melody import GROUP_KEY, LABEL_KEY, Clip, class_names, columns
 from mmray.features import pitch_labels
+from mmray.storage import at
 
 __all__ = ["GROUP_KEY", "LABEL_KEY", "Config", "class_names", "columns", "read", "sources"]
 
@@ -47,5 +48,5 @@ def _group(path: Path) -> str:
 
 def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBatch]:
     """The row of one clip."""
-    path = Path(source.path)
+    path = at(source.path)
     return _melody.read_clip(config, source, path.stem, _group(path), pitch_labels.read_times_and_hz, reject)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from pydantic import Field
 from mmray import lookup
 from mmray.datasets import Reject, Source, _images, image_folder, image_parquet
 from mmray.datasets._images import GROUP_KEY, LABEL_KEY, SUMMED, Listing, columns
+from mmray.storage import at
 
 __all__ = ["GROUP_KEY", "LABEL_KEY", "SUMMED", "Config", "class_names", "columns", "read", "sources", "split_report"]
 
@@ -90,8 +90,10 @@ def _in_order(genres: set[str]) -> list[str]:
 
 def _layout(config: Config) -> tuple[ModuleType, _images.Config]:
     """The module that reads the corpus as it lies there, and its config."""
-    path = Path(config.path)
-    in_parquet = "://" in config.path or path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet")))
+    path = at(config.path)
+    in_parquet = (
+        config.path.startswith("hf://") or path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet")))
+    )
     module = image_parquet if in_parquet else image_folder
     return module, _as(module, config)
 

@@ -23,7 +23,6 @@ not finite, or is too short for one segment is rejected, as are the segments tha
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +50,7 @@ from mmray.datasets._listing import (
 from mmray.datasets._splits import SPLITS, Shares, SplitName, split_groups, split_rows
 from mmray.features import audio, audio_augment, audio_features, segments
 from mmray.schema import Column, arrow_schema
+from mmray.storage import at
 
 GROUP_KEY = "group"
 LABEL_KEY = "labels"
@@ -321,7 +321,7 @@ def _seconds(value: float) -> str:
 
 def _tracks(config: Config) -> list[Listed]:
     """Every file of the corpus, sorted by path; ValueError where one is missing, stands twice or has no class."""
-    path = Path(config.path)
+    path = at(config.path)
     if path.is_dir():
         found = _in_folders(config, path)
     elif not path.is_file():
@@ -390,7 +390,7 @@ def _recordings(config: Config) -> list[_Recording]:
 def _recording(config: Config, track: Listed) -> _Recording:
     rate = config.features.sample_rate_hz
     try:
-        status = os.stat(track.path)
+        status = track.path.stat()
         length = _length(str(track.path), status.st_size, status.st_mtime_ns)
     except ValueError as error:
         return _Recording(track, why_not=str(error).removeprefix(str(track.path)).lstrip(":, "))

@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from mmray import embeddings
@@ -29,6 +28,7 @@ from mmray.config import Section
 from mmray.datasets import Reject, Rejected, Source, _joined
 from mmray.datasets._joined import Join, Joined, Key
 from mmray.schema import Column, arrow_schema
+from mmray.storage import at, record_batches
 
 GROUP_KEY = "id"
 LABEL_KEY = "labels"
@@ -54,7 +54,7 @@ def sources(config: Config) -> list[Source]:
     if config.classes not in (None, names):
         raise ValueError(f"dataset.classes={list(config.classes or ())}, but those of {config.path} are {list(names)}")
     found = []
-    for split, folder in sorted(embeddings.splits_of(Path(config.path)).items()):
+    for split, folder in sorted(embeddings.splits_of(at(config.path)).items()):
         if all(column.name != LABEL_KEY for column in embeddings.read_info(folder).columns):
             raise ValueError(f"dataset.path={config.path!r}: its rows have no labels of classes; name another run")
         files = embeddings.files_of(folder)
@@ -80,21 +80,21 @@ def class_names(config: Config) -> list[str]:
 
 
 def _class_names(path: str) -> tuple[str, ...]:
-    (folder, *_) = embeddings.splits_of(Path(path)).values()
+    (folder, *_) = embeddings.splits_of(at(path)).values()
     return tuple(embeddings.read_info(folder).class_names)
 
 
 def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBatch]:
     """The rows of one source. A group whose rows have different labels is rejected."""
     join, schema = Join(config.joined), arrow_schema(columns(config))
-    rows = _groups(Path(source.path), reject) if config.key == "group" else _rows(Path(source.path))
+    rows = _groups(at(source.path), reject) if config.key == "group" else _rows(at(source.path))
     for ids, labels in rows:
         arrays = [ids, labels.cast(schema.field(LABEL_KEY).type), *join.columns_of(ids)]
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _rows(file: Path) -> Iterator[tuple[pa.Array, pa.Array]]:
-    for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=["id", LABEL_KEY]):
+    for batch in record_batches(file, BATCH_ROWS, ["id", LABEL_KEY]):
         yield batch.column("id"), batch.column(LABEL_KEY)
 
 
@@ -116,7 +116,7 @@ def _groups(info: Path, reject: Reject) -> Iterator[tuple[pa.Array, pa.Array]]:
 def split_report(config: Config) -> str:
     """How many rows of val and test have each vector, and how many of these stood in train where it was made."""
     lines = []
-    for split, folder in sorted(embeddings.splits_of(Path(config.path)).items()):
+    for split, folder in sorted(embeddings.splits_of(at(config.path)).items()):
         tables = list(embeddings.read_tables(folder, [config.key]))
         ids = pa.array(sorted({str(key) for table in tables for key in table.column(config.key).to_pylist()}))
         for each in config.joined:

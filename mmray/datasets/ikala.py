@@ -22,6 +22,7 @@ from mmray.config import Fraction
 from mmray.datasets import Reject, Source, _melody
 from mmray.datasets._melody import GROUP_KEY, LABEL_KEY, Clip, class_names, columns
 from mmray.features import pitch_labels
+from mmray.storage import at
 
 __all__ = ["GROUP_KEY", "LABEL_KEY", "Config", "class_names", "columns", "read", "sources"]
 
@@ -61,5 +62,5 @@ def _split(config: Config, path: Path) -> str:
 
 def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBatch]:
     """The row of one clip."""
-    path = Path(source.path)
+    path = at(source.path)
     return _melody.read_clip(config, source, path.stem, _song(path), pitch_labels.read_ikala, reject)

@@ -19,7 +19,6 @@ the folders of classes that are no images are only counted. See `_images` for co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +43,7 @@ from mmray.datasets._listing import (
 )
 from mmray.datasets._splits import SPLITS, SplitName
 from mmray.features import image_hash, images
+from mmray.storage import at
 
 __all__ = ["GROUP_KEY", "LABEL_KEY", "SUMMED", "Config", "class_names", "columns", "read", "sources", "split_report"]
 
@@ -63,7 +63,7 @@ def class_names(config: Config) -> list[str]:
     """`classes`, or the classes of the corpus, sorted."""
     if config.classes is not None:  # known without the corpus; `sources` finds any other in it
         return list(config.classes)
-    root = Path(config.path)
+    root = at(config.path)
     if root.is_dir():  # every part of a preparation asks for them: the files need not be listed
         return sorted({name for folder, _ in _roots(root) for name in _folders(folder)})
     return vocabulary(None, [file for file, _ in _files(config)[0]])
@@ -149,7 +149,7 @@ def read(config: _images.Config, source: Source, reject: Reject) -> Iterator[pa.
 
 def _bytes_of(path: str) -> bytes | ValueError:
     try:
-        return Path(path).read_bytes()
+        return at(path).read_bytes()
     except OSError as error:
         return ValueError(f"can't be read: {error.strerror}")
 
@@ -159,7 +159,7 @@ def _bytes_of(path: str) -> bytes | ValueError:
 
 def _files(config: Config) -> tuple[list[tuple[Listed, SplitName | None]], list[str]]:
     """Every file with the split that its folder implies, sorted, and remarks."""
-    path = Path(config.path)
+    path = at(config.path)
     notes: list[str] = []
     if path.is_dir():
         found, notes = _in_folder(config, path)
@@ -194,7 +194,7 @@ def _roots(root: Path) -> list[tuple[Path, SplitName | None]]:
 
 
 def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
+    return sorted(entry.name for entry in root.iterdir() if entry.name[0] != "." and entry.is_dir())
 
 
 def _in_classes(config: Config, root: Path) -> tuple[list[Listed], list[str]]:

@@ -35,11 +35,13 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from mmray import storage
 from mmray.config import Section
 from mmray.datasets import Reject, Source, _images
 from mmray.datasets._images import GROUP_KEY, LABEL_KEY, SPLIT_NAMES, SUMMED, Item, Listing, columns
 from mmray.datasets._splits import SPLITS, SplitName
 from mmray.features import image_hash
+from mmray.stores import store_of
 
 __all__ = ["GROUP_KEY", "LABEL_KEY", "SUMMED", "Config", "class_names", "columns", "read", "sources", "split_report"]
 
@@ -340,7 +342,9 @@ def _store(path: str) -> tuple[pa_fs.FileSystem, str]:
     """The file system of a path or address, and the place in it."""
     if "://" not in path:
         return pa_fs.LocalFileSystem(), path
-    if path.split("://")[0] in ("s3", "gs", "gcs", "file"):
+    if "?" not in path and storage.is_remote(path):
+        return store_of(str(storage.at(path)))
+    if path.split("://")[0] in ("s3", "gs", "gcs", "file"):  # region, endpoint
         filesystem, place = pa_fs.FileSystem.from_uri(path)
         return filesystem, place
     import fsspec  # type: ignore[import-untyped]

@@ -20,6 +20,7 @@ from mmray.datasets import Reject, Source, _melody
 from mmray.datasets._melody import GROUP_KEY, LABEL_KEY, Clip, class_names, columns
 from mmray.features import audio, pitch_labels
 from mmray.features.pitch_labels import PitchTrack
+from mmray.storage import at
 
 __all__ = ["GROUP_KEY", "LABEL_KEY", "Config", "class_names", "columns", "read", "sources"]
 
@@ -52,10 +53,10 @@ class Config(_melody.Settings):
 
 def sources(config: Config) -> list[Source]:
     """One audio file each, sorted by path. ValueError where there is none, or a label is missing."""
-    path = Path(config.path)
+    path = at(config.path)
     if not path.exists():
         raise ValueError(f"dataset.path={config.path!r} does not exist; give a folder or an audio file")
-    if config.labels_path is not None and not Path(config.labels_path).is_dir():
+    if config.labels_path is not None and not at(config.labels_path).is_dir():
         raise ValueError(f"dataset.labels_path={config.labels_path!r} is not a folder; give the one with the labels")
     paths = _melody.audio_files(path, "**/*") if path.is_dir() else [path]
     if not paths:
@@ -66,13 +67,13 @@ def sources(config: Config) -> list[Source]:
 
 def _below(config: Config, path: Path) -> Path:
     """A clip's path below the corpus's, without extension."""
-    return path.with_suffix("").relative_to(config.path) if path != Path(config.path) else Path(path.stem)
+    return path.with_suffix("").relative_to(config.path) if path != at(config.path) else Path(path.stem)
 
 
 def _candidates(config: Config, path: Path) -> list[Path]:
     places = [path.parent]
     if config.labels_path is not None:
-        places = [Path(config.labels_path, _below(config, path).parent), Path(config.labels_path)]
+        places = [at(config.labels_path) / _below(config, path).parent, at(config.labels_path)]
     return [place / (path.stem + suffix) for place in places for suffix in config.label_suffixes]
 
 
@@ -102,5 +103,5 @@ def _read_label(config: Config, label: str) -> PitchTrack:
 
 def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBatch]:
     """The row of one clip."""
-    id, group = _name(config, Path(source.path))
+    id, group = _name(config, at(source.path))
     return _melody.read_clip(config, source, id, group, lambda label: _read_label(config, label), reject)

@@ -25,6 +25,7 @@ from mmray.datasets import Reject, Source, _melody
 from mmray.datasets._melody import GROUP_KEY, LABEL_KEY, Clip, class_names, columns
 from mmray.features.contour import series
 from mmray.features.pitch_labels import PitchTrack
+from mmray.storage import at, is_remote
 
 __all__ = ["GROUP_KEY", "LABEL_KEY", "Config", "class_names", "columns", "read", "sources"]
 
@@ -88,6 +89,11 @@ class Config(_melody.Settings):
 
 def sources(config: Config) -> list[Source]:
     """One recording each, sorted by path. ValueError where mirdata, the index, a file or the metadata is missing."""
+    if is_remote(config.path):
+        raise ValueError(
+            f"dataset.path={config.path!r}: mirdata reads folders of this machine; bring the corpus into one, or read "
+            f"it there with dataset.name: melody_folder"
+        )
     _melody.folder(config)
     dataset, ids = _recordings(config)
     missing = [path for path in ids if not path.is_file()]
@@ -137,7 +143,7 @@ def _recordings(config: Config) -> tuple[Any, dict[Path, str]]:
 
 def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBatch]:
     """The row of one recording."""
-    path = Path(source.path)
+    path = at(source.path)
     dataset, ids = _recordings(config)
     track = dataset.track(ids[path])  # a new one: mirdata's tracks keep what they have read
 

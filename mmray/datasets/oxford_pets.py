@@ -28,6 +28,7 @@ from mmray.datasets import Reject, Source, _images, image_folder
 from mmray.datasets._images import GROUP_KEY, LABEL_KEY, SUMMED, Listing, columns
 from mmray.datasets._listing import Listed, check_names, in_folders, vocabulary
 from mmray.datasets._splits import SplitName
+from mmray.storage import at
 
 __all__ = ["GROUP_KEY", "LABEL_KEY", "SUMMED", "Config", "class_names", "columns", "read", "sources", "split_report"]
 
@@ -79,7 +80,7 @@ def _listing(config: Config) -> Listing:
     files, notes = _files(config)
     splits: list[SplitName | None] = [None] * len(files)
     if config.split.by == "official":
-        official = _official(Path(config.path), {Path(file.id).stem for file in files})
+        official = _official(at(config.path), {Path(file.id).stem for file in files})
         beside = [file for file in files if Path(file.id).stem not in official]
         if beside:
             notes.append(f"{len(beside):,} files are on neither list, such as {beside[0].id}; they are left out")
@@ -94,7 +95,7 @@ def _listing(config: Config) -> Listing:
 
 def _files(config: Config) -> tuple[list[Listed], list[str]]:
     """Every file that should be an image, sorted, and remarks on others."""
-    root = Path(config.path)
+    root = at(config.path)
     root = root / "images" if (root / "images").is_dir() else root
     if not root.is_dir():
         raise ValueError(f"dataset.path={config.path!r} is no folder; give the one that holds images/ and annotations/")

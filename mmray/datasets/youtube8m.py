@@ -31,11 +31,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from mmray.datasets import Reject, Rejected, Source, _joined, _text_counts, _video_text
 from mmray.datasets._joined import Join, Joined
 from mmray.datasets._text_counts import Counts
-from mmray.datasets._text_table import digest, stamp
+from mmray.datasets._text_table import digest, stamps
 from mmray.datasets._video_text import Text, VideoText
 from mmray.features import text, tfrecord
 from mmray.features.tfrecord_shard import read_contents
 from mmray.schema import Column, arrow_schema
+from mmray.storage import at, is_remote, matching
 
 GROUP_KEY = "id"
 LABEL_KEY = "labels"
@@ -112,7 +113,7 @@ def sources(config: Config) -> list[Source]:
             f"dataset.path={config.path!r}: no shard there; looked for {', '.join(config.patterns)} (dataset.patterns)"
         )
     for path in paths:
-        if not os.access(path, os.R_OK):
+        if not is_remote(path) and not os.access(path, os.R_OK):
             raise ValueError(f"dataset.path={config.path!r}: {path} can't be read: check its permissions")
     found = [Source(str(path), _split(config, path.name), path.stat().st_size) for path in paths]
     # All rows depend on the companions: naming them once is enough to see that they have changed.
@@ -127,15 +128,15 @@ def _companions(config: Config) -> tuple[str, ...]:
 
 
 def _shards(config: Config) -> list[Path]:
-    root = Path(config.path)
+    root = at(config.path)
     if root.is_dir():
-        if not os.access(root, os.R_OK | os.X_OK):
+        if not is_remote(root) and not os.access(root, os.R_OK | os.X_OK):
             raise ValueError(f"dataset.path={config.path!r} can't be read: check its permissions")
         found = {path for pattern in config.patterns for path in root.rglob(pattern)}
     elif root.exists():
         found = {root}
     elif glob.has_magic(config.path):
-        found = {Path(path) for path in glob.glob(config.path, recursive=True)}
+        found = set(matching(config.path))
     else:
         raise ValueError(f"dataset.path={config.path!r} does not exist; give a folder, a glob pattern or a shard")
     return sorted(path for path in found if path.is_file())
@@ -174,7 +175,7 @@ def class_names(config: Config) -> list[str]:
 
 def _read_class_names(path: str) -> list[str]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = at(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"dataset.class_names_file={path!r} can't be read: {error}") from error
     rows = csv.reader(text.splitlines())
@@ -224,7 +225,7 @@ def read(config: Config, source: Source, reject: Reject) -> Iterator[pa.RecordBa
 
 
 def _versions(config: Config) -> tuple[tuple[str | int, ...], ...]:
-    return tuple(tuple(stamp(Path(path))) for path in _companions(config))
+    return tuple(map(tuple, stamps(_companions(config))))
 
 
 @functools.lru_cache(maxsize=4)
@@ -261,7 +262,7 @@ def _ids(config: Config, shards: list[Source]) -> Iterator[pa.Array]:
 def _counts_folder(config: Config) -> Path:
     """Where what was found of the text is kept, for these settings and versions of files."""
     assert config.text is not None
-    return Path(config.text.cache) / f"counts-{digest([config.model_dump(mode='json'), _versions(config)])}"
+    return at(config.text.cache) / f"counts-{digest([config.model_dump(mode='json'), _versions(config)])}"
 
 
 def split_report(config: Config) -> str:

@@ -24,6 +24,7 @@ from mmray.ensembling.fitting import Candidates
 from mmray.ensembling.pooling import Float32s, normalise
 from mmray.features.native import compiled
 from mmray.files import written_whole
+from mmray.storage import fetched
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def predict(forest: Forest, scores: Float32s) -> npt.NDArray[np.float64]:
 
     total = np.zeros(len(scores))
     for name in forest.chunks:
-        chunk = load_file(name)
+        with fetched(name) as here:
+            chunk = load_file(here)
         _add_trees(total, scores, chunk["feature"], chunk["split"], chunk["right"], chunk["roots"])
     return total / forest.num_trees
 

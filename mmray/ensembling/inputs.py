@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from mmray import config
 from mmray.predictions import PredictionsInfo, read_info, read_tables
 from mmray.schema import Column, DatasetInfo
+from mmray.storage import open_parquet
+from mmray.stores import steadily
 
 Int64s = npt.NDArray[np.int64]
 
@@ -110,7 +112,7 @@ def open_member(name: str, folder: Path) -> Member:
     files = sorted(path for path in folder.glob("part-*.parquet"))
     parts = []
     for path in files:
-        footer = pq.read_metadata(path)
+        footer = open_parquet(path).metadata
         parts.append((path.name, tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))))
     rows = sum(sum(groups) for _, groups in parts)
     if rows != info.rows:
@@ -192,8 +194,15 @@ class Reader:
             self._held = None  # let go of the one before the next is read
             name, index = self._places[group]
             if self._file is None or self._file[0] != name:
-                self._file = name, pq.ParquetFile(self._member.folder / name, memory_map=True)
-            self._held = group, self._file[1].read_row_group(index, columns=self._columns, use_threads=False)
+                self._file = name, open_parquet(self._member.folder / name, memory_map=True)
+            file = self._file[1]
+            self._held = (
+                group,
+                steadily(
+                    str(self._member.folder / name),
+                    lambda: file.read_row_group(index, columns=self._columns, use_threads=False),
+                ),
+            )
         return self._held[1]
 
 

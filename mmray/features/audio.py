@@ -25,7 +25,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import ceil, gcd
 from typing import Literal
@@ -35,8 +35,11 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from mmray.storage import at, fetched
+
 Mix = Literal["mean", "sum", "left", "right"]
 """How channels become one: their mean, their sum, or the first or second one alone."""
+
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf")
 """Names of sound files in a folder end like this, in lower case."""
@@ -148,11 +151,11 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
 @contextmanager
 def _opened(path: PathLike) -> Iterator[_Forward]:
     """The open file, not known to be truncated or empty. libsndfile's errors come out as ValueError."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 (its own errors, apart from those of the body)
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}; check the path and its permissions") from error
-    with file:
+    with ExitStack() as files:
+        try:
+            file = files.enter_context(files.enter_context(fetched(path)).open("rb"))
+        except OSError as error:  # apart from those of the body
+            raise ValueError(f"{path} can't be read: {error.strerror}; check the path and its permissions") from error
         try:
             # By its number, not its name: soundfile takes a name that ends in .raw for samples without a header.
             sound = _Forward(file.fileno(), closefd=False)
@@ -311,7 +314,11 @@ def _mp3_samples(path: PathLike, sound: _Forward) -> int | None:
     estimate by the first frame's bit rate, and libsndfile reads no further: ValueError where much is left.
     """
     announced: int = sound.frames
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        fetched(path) as here,
+        here.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         at = _after_id3v2(data[:10])
         start = data[at : at + 1024]
         sizes: dict[bytes, int] = {}
@@ -373,7 +380,7 @@ def _after_id3v2(start: bytes) -> int:
 
 def _has_frame_count(path: PathLike) -> bool:
     """Whether an MP3 begins with a frame that tells how many follow (after an ID3v2 tag, if there is one)."""
-    with open(path, "rb") as file:
+    with at(path).open("rb") as file:
         file.seek(_after_id3v2(file.read(10)))
         frame = file.read(1024)
     return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))

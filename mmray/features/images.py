@@ -279,6 +279,7 @@ def channel_means(image: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.
     for part in np.split(rows, range(_EXACT_ROWS, height, _EXACT_ROWS)):
         ones = np.ones(len(part), np.float32)
         sums += (ones @ part).reshape(width, 3).sum(axis=0, dtype=np.float64)
-        squares += (ones @ (part * part)).reshape(width, 3).sum(axis=0, dtype=np.float64)
+        np.multiply(part, part, out=part)  # in place: half the time of the whole
+        squares += (ones @ part).reshape(width, 3).sum(axis=0, dtype=np.float64)
     mean, mean_square = sums / (255 * height * width), squares / (255**2 * height * width)
     return mean.astype(np.float32), mean_square.astype(np.float32)

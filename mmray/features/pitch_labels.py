@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mmray.storage import at
+
 PathLike = str | os.PathLike[str]
 
 MAX_HZ = 20_000.0
@@ -129,7 +131,9 @@ _NUMBER_STARTS = tuple("0123456789.+-")  # so a header is no line of damaged num
 def _lines(path: PathLike) -> Iterator[tuple[int, str]]:
     """Numbered from 1, without their ends and a byte order mark."""
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:  # numbers are ASCII; a comment may be anything
+        with at(path).open(
+            encoding="utf-8-sig", errors="replace"
+        ) as file:  # numbers are ASCII; a comment may be anything
             for number, line in enumerate(file, 1):
                 yield number, line.rstrip("\n")
     except OSError as error:

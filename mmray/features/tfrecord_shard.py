@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mmray.features import tfrecord_columns as kernel
 from mmray.features.crc32c import masked_crc32c
 from mmray.features.protobuf_wire import BAD_TAG, BYTES_1, BYTES_2, field_at
+from mmray.storage import at
 
 CHUNK_BYTES = 512 * 1024  # read at once: with the rows being written it stays in a level-2 cache
 GZIP_MAGIC = b"\x1f\x8b\x08"
@@ -33,7 +34,7 @@ class Shard:
         self.start = self.stop = 0
         self.before = 0  # bytes of the file that precede the buffer
         self.damage = ""  # why decompression had to end early
-        self.file: Any = open(path, "rb", buffering=0)  # noqa: SIM115
+        self.file: Any = at(path).open("rb", buffering=0)
         self.is_gzip = False
         self.fill(kernel.HEADER_BYTES)
         # A record of 559,903 bytes begins like gzip, but its header has the right checksum.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mmray.console import say
 from mmray.models._vision import Classifier, with_versions
+from mmray.storage import at, fetched
 
 _FILES_OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 # Where training scripts keep the weights in a larger file; averaged weights first, as timm reads its own.
@@ -70,7 +71,7 @@ def on_meta() -> bool:
 def read(source: str) -> Weights:
     """The weights in a file or folder; ValueError, naming it, where there are none that can be read."""
     where = f"model.pretrained={source}"
-    state = _tensors(_file(Path(source), where), where)
+    state = _tensors_at(_file(at(source), where), where)
     ours = {name.partition(".")[0] for name in state} == {"backbone", "head"}
     if not ours:
         return Weights(where, state, {})
@@ -193,6 +194,11 @@ def _file(path: Path, where: str) -> Path:
             f"{where}: no such file; give a file of weights, an mmray checkpoint, or true for the library's own weights"
         )
     return path
+
+
+def _tensors_at(path: Path, where: str) -> dict[str, Tensor]:
+    with fetched(path) as here:
+        return _tensors(here, where)
 
 
 def _tensors(path: Path, where: str) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from mmray.files import written_whole
@@ -27,6 +26,7 @@ from mmray.reporting.pictures import Pictures, metric_keys
 from mmray.reporting.runs import Json, Run
 from mmray.reporting.scores import class_names_of, lower_is_better
 from mmray.reporting.text import display_name, is_finite
+from mmray.storage import read_table
 
 SHOWN_PX = 120  # height of an image on the page; twice as many pixels are kept, for sharp screens
 FEW_CLASSES = 5  # so many are seen at a glance in the table of one run
@@ -45,7 +45,7 @@ class Example:
 
 def read_examples(path: Path) -> tuple[dict[str, Example], str | None]:
     """Stored examples by id, and how their heat was found; ValueError naming what the file lacks, or what no image."""
-    table = pq.read_table(path)
+    table = read_table(path)
     facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     missing = [name for name in ("id", "scores", "image") if name not in table.column_names]
     missing += [key for key in ("mmray.image", *["mmray.heat"] * ("heat" in table.column_names)) if key not in facts]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmray.reporting import plots_melody
 from mmray.reporting.pictures import Pictures
 from mmray.reporting.runs import Json, Run, evaluation_names
 from mmray.reporting.text import display_name, number
+from mmray.storage import open_parquet, read_table
 
 # No further clip is drawn once a page has so many pictures, and of one clip no more than can be seen.
 MAX_PICTURES = 12
@@ -63,14 +63,14 @@ class Example:
 def holds_melody(path: Path) -> bool:
     """Whether a file of examples holds melody clips, and not another task's rows."""
     try:
-        return "cfp" in pq.read_schema(path).names
+        return "cfp" in open_parquet(path).schema_arrow.names
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file: {error}; run mmray evaluate again") from None
 
 
 def read_examples(path: Path) -> list[Example]:
     """Read stored clips; ValueError naming what the file lacks, or the clip whose columns don't agree in length."""
-    table = pq.read_table(path)
+    table = read_table(path)
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     missing = [name for name in _COLUMNS if name not in table.column_names]
     missing += [f"mmray.{fact}" for fact in _FACTS if f"mmray.{fact}" not in metadata]

@@ -54,6 +54,7 @@ from mmray.reporting.scores import (
 )
 from mmray.reporting.text import display_name, duration, flop, is_finite, number, shape
 from mmray.reporting.video import common_words, modality_tables
+from mmray.storage import at
 
 # What environment.json says of the model; it stands among the settings, not beside the hardware.
 _OF_THE_MODEL = ("num_parameters", "conv_flops_per_second")
@@ -67,10 +68,10 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
     """
     if not run_dirs:
         raise ValueError("no run folder given; name at least one: mmray report RUN…")
-    twice = [str(path) for path, times in Counter(Path(p).resolve() for p in run_dirs).items() if times > 1]
+    twice = [str(path) for path, times in Counter(p.resolve() for p in map(at, run_dirs)).items() if times > 1]
     if twice:
         raise ValueError(f"run folder {twice[0]} is given twice; give each run once")
-    runs = distinct_labels([read_run(Path(path)) for path in run_dirs])
+    runs = distinct_labels([read_run(at(path)) for path in run_dirs])
     names = evaluation_names(runs)
     split = next((name for name in names if any(name in run.evaluations for run in runs)), None)
 

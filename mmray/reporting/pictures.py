@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from mmray.features import audio_augment
@@ -26,6 +25,7 @@ from mmray.reporting.scores import (
     score_keys,
 )
 from mmray.reporting.text import display_name, finite_or_nan, is_finite
+from mmray.storage import open_parquet, read_table
 
 MAX_SOUNDS = 7  # side by side
 
@@ -217,9 +217,9 @@ def feature_maps(runs: Sequence[Run], names: Sequence[str], pictures: Pictures) 
     seen: set[tuple[str, str]] = set()
     for name, run in ((name, run) for name in names for run in runs if name in run.evaluations):
         path = run.evaluation_dir / f"{name}.examples.parquet"
-        if not path.is_file() or "features" not in pq.read_schema(path).names:
+        if not path.is_file() or "features" not in open_parquet(path).schema_arrow.names:
             continue
-        table = pq.read_table(path)
+        table = read_table(path)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         missing = [column for column in ("id", "labels") if column not in table.column_names]
         missing += [key for key in ("mmray.hop_s", "mmray.row_names") if key not in metadata]
@@ -273,9 +273,9 @@ def augmentations(runs: Sequence[Run], names: Sequence[str], pictures: Pictures)
     seen: set[tuple[str, str, str]] = set()
     for name, run in ((name, run) for name in names for run in runs if name in run.evaluations):
         path = run.evaluation_dir / f"{name}.examples.parquet"
-        if not path.is_file() or "audio" not in pq.read_schema(path).names:
+        if not path.is_file() or "audio" not in open_parquet(path).schema_arrow.names:
             continue
-        table = pq.read_table(path)
+        table = read_table(path)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         missing = [key for key in ("mmray.sample_rate_hz", "mmray.changes") if key not in metadata]
         if missing:
