@@ -1,6 +1,6 @@
 """Embed the rows of a trained run's dataset. As a Ray job, from the root of the project:
 
-ray job submit --working-dir . -- python jobs/embed.py runs/youtube8m-title-cnn --dtype float16
+ray job submit --working-dir . -- python jobs/embed.py s3://bucket/runs/youtube8m-title-cnn --dtype float16
 """
 
 import sys

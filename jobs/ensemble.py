@@ -1,6 +1,6 @@
 """Combine trained runs. As a Ray job, from the root of the project:
 
-ray job submit --working-dir . -- python jobs/ensemble.py runs/moe-8 runs/moe-32 --method mean --out runs/ensemble
+ray job submit --working-dir . -- python jobs/ensemble.py s3://bucket/runs/moe-8 s3://bucket/runs/moe-32 --out s3://bucket/runs/both
 """
 
 import sys

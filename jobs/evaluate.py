@@ -1,6 +1,6 @@
 """Score trained runs on a split. As a Ray job, from the root of the project:
 
-ray job submit --working-dir . -- python jobs/evaluate.py runs/quickstart-moe
+ray job submit --working-dir . -- python jobs/evaluate.py s3://bucket/runs/quickstart-moe
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Predict a split with a trained run. As a Ray job, from the root of the project:
 
-ray job submit --working-dir . -- python jobs/predict.py runs/quickstart-moe --split test
+ray job submit --working-dir . -- python jobs/predict.py s3://bucket/runs/quickstart-moe --split test
 """
 
 import sys

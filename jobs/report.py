@@ -1,6 +1,6 @@
 """Write the page of runs. As a Ray job, from the root of the project:
 
-ray job submit --working-dir . -- python jobs/report.py runs/quickstart-moe
+ray job submit --working-dir . -- python jobs/report.py s3://bucket/runs/quickstart-moe
 """
 
 import sys

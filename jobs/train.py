@@ -1,6 +1,7 @@
-"""Train a run. As a Ray job, from the root of the project:
+r"""Train a run. As a Ray job, from the root of the project:
 
-ray job submit --working-dir . -- python jobs/train.py configs/smoke/youtube8m.yaml
+ray job submit --working-dir . -- python jobs/train.py configs/youtube8m/moe_8.yaml \
+    --set dataset.path=s3://bucket/youtube8m --set prepare.out=s3://bucket/prepared --set out=s3://bucket/runs
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""Search for the best settings of a run. As a Ray job, from the root of the project:
+r"""Search for the best settings of a run. As a Ray job, from the root of the project:
 
-ray job submit --working-dir . -- python jobs/tune.py configs/smoke/tune.yaml
+ray job submit --working-dir . -- python jobs/tune.py configs/tune/youtube8m.yaml \
+    --set dataset.path=s3://bucket/youtube8m --set prepare.out=s3://bucket/prepared --set out=s3://bucket/runs
 """
 
 import sys

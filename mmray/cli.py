@@ -28,6 +28,24 @@ def main() -> None:
         sys.exit(1)
 
 
+class _Place(click.ParamType):  # type: ignore[type-arg]
+    """A path of this machine, or an address in a store."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """ValueError, as a message, for an address that holds a password."""
+        from mmray.storage import at
+
+        try:
+            return at(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_PLACE = _Place()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="mmray")
 def cli() -> None:
@@ -39,7 +57,7 @@ def _with_run(command: Callable[..., Any]) -> Callable[..., Any]:
     overrides = click.option(
         "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key: train.epochs=3."
     )
-    path = click.argument("run_file", metavar="RUN.yaml", type=click.Path(path_type=Path))
+    path = click.argument("run_file", metavar="RUN.yaml", type=_PLACE)
     return path(overrides(_verbose(command)))
 
 
@@ -82,7 +100,7 @@ def train(run_file: Path, overrides: tuple[str, ...], verbose: bool) -> None:
 
 @cli.command()
 @_with_run
-@click.option("--out", type=click.Path(path_type=Path), help="A PNG file; default: <name>-preview.png beside the runs.")
+@click.option("--out", type=_PLACE, help="A PNG file; default: <name>-preview.png beside the runs.")
 @click.option("--rows", default=8, show_default=True, type=click.IntRange(min=1), help="Images.")
 @click.option("--epochs", default=6, show_default=True, type=click.IntRange(min=1), help="Epochs to show of each.")
 def preview(
@@ -115,7 +133,7 @@ def tune(run_file: Path, overrides: tuple[str, ...], resume: bool, verbose: bool
 
 @cli.command()
 @_with_run
-@click.option("--cluster", metavar="NODES.yaml", type=click.Path(path_type=Path), help="Machines that are not here.")
+@click.option("--cluster", metavar="NODES.yaml", type=_PLACE, help="Machines that are not here.")
 def plan(run_file: Path, overrides: tuple[str, ...], cluster: Path | None, verbose: bool) -> None:
     """Say what a run, or its search, needs, and whether the cluster has it; the status is 1 if not."""
     from mmray import config
@@ -126,7 +144,7 @@ def plan(run_file: Path, overrides: tuple[str, ...], cluster: Path | None, verbo
 
 
 @cli.command()
-@click.argument("folder", metavar="STUDY", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="STUDY", type=_PLACE)
 @click.option("--optuna", is_flag=True, help="optuna-dashboard, on port 8080.")
 @click.option("--tensorboard", is_flag=True, help="TensorBoard over the trials, on port 6006.")
 @click.option("--ray", is_flag=True, help="Where the dashboard of the Ray cluster is.")
@@ -139,9 +157,123 @@ def dashboard(folder: Path, optuna: bool, tensorboard: bool, ray: bool, host: st
     serve(folder, optuna, tensorboard, ray, host, port)
 
 
+_address = click.option(
+    "--address", metavar="URL", help="The cluster's dashboard: http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
+)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("verb", metavar="VERB")
+@click.argument("arguments", metavar="ARGUMENTS...", nargs=-1, type=click.UNPROCESSED)
+@_address
+@click.option("--detach", is_flag=True, help="Don't wait for its end.")
+@click.option(
+    "--on-interrupt",
+    type=click.Choice(["detach", "stop"]),
+    default="detach",
+    show_default=True,
+    help="What Ctrl-C does: leave the job running, or stop it.",
+)
+@click.option(
+    "--packages",
+    type=click.Choice(["check", "install", "any"]),
+    default="check",
+    show_default=True,
+    help="Versions of requirements.txt: refuse where the cluster's differ, install them for the job, or don't look.",
+)
+@click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="Of the job's environment; no secrets.")
+@click.option("--limit-mb", default=50.0, show_default=True, help="Refuse a larger upload.")
+def submit(
+    verb: str,
+    arguments: tuple[str, ...],
+    address: str | None,
+    detach: bool,
+    on_interrupt: Literal["detach", "stop"],
+    packages: Literal["check", "install", "any"],
+    variables: tuple[str, ...],
+    limit_mb: float,
+) -> None:
+    """Run a verb in a cluster, as a Ray job: mmray submit train RUN.yaml --address URL.
+
+    The verb takes its own arguments and options. Its output is shown, and its exit status is the job's.
+    """
+    from mmray.lookup import suggest
+    from mmray.on_ray.submit import VERBS, job_of
+    from mmray.on_ray.submit import submit as submit_job
+
+    if verb not in VERBS:
+        raise click.UsageError(f"{verb!r} can't be submitted; {suggest(verb, list(VERBS))}")
+    values = cli.commands[verb].make_context(verb, list(arguments)).params
+    job = job_of(verb, arguments, values)
+    sys.exit(
+        submit_job(
+            job,
+            address,
+            limit_mb=limit_mb,
+            packages=packages,
+            variables=variables,
+            detach=detach,
+            on_interrupt=on_interrupt,
+        )
+    )
+
+
+@cli.command()
+@_address
+@click.option("--follow", "followed", metavar="ID", help="Show a job's output to its end.")
+@click.option("--stop", "stopped", metavar="ID", help="End a job.")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+def jobs(address: str | None, followed: str | None, stopped: str | None, as_json: bool) -> None:
+    """List the jobs of a cluster, follow one, or stop one."""
+    import json
+
+    from mmray.on_ray import submit
+    from mmray.on_ray.access import client
+
+    if stopped is not None:
+        submit.stop(client(address), stopped)
+    elif followed is not None:
+        sys.exit(submit.follow(client(address), followed))
+    else:
+        rows = submit.table(client(address))
+        click.echo(json.dumps(rows, indent=2) if as_json else submit.said(rows))
+
+
+@cli.command()
+@click.option("--local", is_flag=True, required=True, help="On this machine, for this machine alone.")
+@click.option("--port", default=8265, show_default=True, type=click.IntRange(1, 65535), help="Of its dashboard.")
+@click.option("--cpus", type=click.IntRange(min=1), help="CPUs that Ray may use; default: all.")
+@click.option("--gpus", type=click.IntRange(min=0), help="GPUs that Ray may use; default: all.")
+def up(local: bool, port: int, cpus: int | None, gpus: int | None) -> None:
+    """Run a cluster of this machine, protected by a token, until interrupted.
+
+    One of machines in a cloud is made by `ray up cluster.yaml`: see docs/cluster.md.
+    """
+    from mmray.on_ray.up import up_local
+
+    sys.exit(up_local(port, cpus, gpus))
+
+
+@cli.command()
+@_address
+@click.option("--storage", metavar="URL", help="Also write, read and delete a few MB there: s3://bucket/folder.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+def doctor(address: str | None, storage: str | None, as_json: bool) -> None:
+    """Say what is wrong with this machine, a cluster or a storage, and what to do.
+
+    The exit status is 1 if anything fails.
+    """
+    from mmray.on_ray.doctor import examine, said
+
+    findings = examine(address, storage)
+    click.echo(said(findings, as_json))
+    if any(finding.level == "fail" for finding in findings):
+        sys.exit(1)
+
+
 @cli.command("import-weights")
-@click.argument("run_file", metavar="RUN.yaml", type=click.Path(path_type=Path))
-@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("run_file", metavar="RUN.yaml", type=_PLACE)
+@click.argument("weights", type=_PLACE)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key: name=authors.")
 def import_weights(run_file: Path, weights: Path, overrides: tuple[str, ...]) -> None:
     """Make a run folder of weights that a paper's authors have released, to predict and evaluate with."""
@@ -153,11 +285,11 @@ def import_weights(run_file: Path, weights: Path, overrides: tuple[str, ...]) ->
 
 
 @cli.command()
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_dir", metavar="RUN", type=_PLACE)
 @_what_to_predict
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Also write the challenge's CSV here.")
+@click.option("--csv", "csv_path", type=_PLACE, help="Also write the challenge's CSV here.")
 @click.option("--input", "source", metavar="PATH", help="Predict sound files: a file, a folder, a pattern.")
-@click.option("--out", type=click.Path(path_type=Path), help="With --input: where to; a folder if there are several.")
+@click.option("--out", type=_PLACE, help="With --input: where to; a folder if there are several.")
 @click.option("--midi", "extras", flag_value="midi", multiple=True, help="With --input: also write notes as MIDI.")
 @click.option("--timeline", "extras", flag_value="timeline", multiple=True, help="With --input: classes along it too.")
 @click.option("--pcm", metavar="FORMAT:RATE:CHANNELS", help="With --input -: raw samples from standard input.")
@@ -202,7 +334,7 @@ def predict(
 
 
 @cli.command()
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_dir", metavar="RUN", type=_PLACE)
 @click.option("--split", default="all", show_default=True, help="Split of the prepared dataset.")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of task or predict.")
@@ -218,7 +350,7 @@ def embed(
 
 
 @cli.command()
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("path", metavar="RUN", type=_PLACE)
 @click.option("--id", "row_id", required=True, help="The row whose neighbours are wanted.")
 @click.option("-k", "num", default=10, show_default=True, type=click.IntRange(min=1), help="Neighbours.")
 @click.option("--split", "splits", multiple=True, help="Look for them here alone; may be given several times.")
@@ -232,7 +364,7 @@ def neighbours(path: Path, row_id: str, num: int, splits: tuple[str, ...]) -> No
 
 
 @cli.command()
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=_PLACE)
 @_what_to_predict
 @_verbose
 def evaluate(
@@ -252,10 +384,10 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=_PLACE)
 @click.option("--method", default="mean", show_default=True, help="How: see docs/ensembles.md.")
 @click.option("--split", default="test", show_default=True, help="Split that is predicted and scored.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the ensemble: runs/ensemble.")
+@click.option("--out", required=True, type=_PLACE, help="Folder of the ensemble: runs/ensemble.")
 @click.option("--missing", default="error", show_default=True, help="Ids that a run lacks: error, or intersect.")
 @click.option("--seed", default=0, show_default=True, help="Of the random forest.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting: forest.trees=200.")
@@ -292,11 +424,12 @@ def ensemble(
 
 
 @cli.command()
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the page; default: report/ in the first run.")
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=_PLACE)
+@click.option("--out", type=_PLACE, help="Folder of the page; default: report/ in the first run.")
 def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Write one self-contained HTML page over runs, or over a search, and its pictures beside it."""
     from mmray.console import say
+    from mmray.files import staged
     from mmray.reporting import page, study
     from mmray.study import is_study
 
@@ -304,13 +437,15 @@ def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     searches = [folder for folder in run_dirs if is_study(folder)]
     if searches and len(run_dirs) > 1:
         raise click.UsageError(f"{searches[0]} is a search; a page is over one search, or over runs")
-    say(f"open {study.write_report(run_dirs[0], out) if searches else page.write_report(list(run_dirs), out)}")
+    with staged(out) as here:
+        page_path = study.write_report(run_dirs[0], here) if searches else page.write_report(list(run_dirs), here)
+    say(f"open {out / page_path.name}")
 
 
 @cli.command()
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_dir", metavar="RUN", type=_PLACE)
 @click.option("--format", "file_format", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="The file; default: export/ in the run folder.")
+@click.option("--out", type=_PLACE, help="The file; default: export/ in the run folder.")
 @_verbose
 def export(run_dir: Path, file_format: Literal["onnx", "torch"], out: Path | None, verbose: bool) -> None:
     """Write the best checkpoint of a run as one file that predicts by itself, and check what it predicts."""
@@ -329,7 +464,7 @@ def synth_group() -> None:
 
 
 @synth_group.command("youtube8m")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_PLACE)
 @click.option("--videos", default=20_000, show_default=True, help="Videos, all splits together.")
 @click.option("--classes", default=200, show_default=True, help="Classes; the real corpus has 4,716.")
 @click.option("--level", type=click.Choice(["video", "frame"]), default="video", show_default=True)
@@ -349,7 +484,7 @@ def synth_youtube8m(out: Path, videos: int, classes: int, level: str, seed: int,
 
 
 @synth_group.command("music_emotion")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_PLACE)
 @click.option("--tracks", default=24, show_default=True, help="Recordings, all classes together.")
 @click.option("--minutes", default=4.0, show_default=True, help="Their mean length.")
 @click.option("--seed", default=0, show_default=True)
@@ -368,7 +503,7 @@ def synth_music_emotion(out: Path, tracks: int, minutes: float, seed: int, overr
 
 
 @synth_group.command("melody")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_PLACE)
 @click.option("--clips", default=200, show_default=True, help="Clips, all splits together.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any other setting.")
@@ -385,7 +520,7 @@ def synth_melody(out: Path, clips: int, seed: int, overrides: tuple[str, ...]) -
 
 
 @synth_group.command("album_covers")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_PLACE)
 @click.option("--images", default=2_000, show_default=True, help="Covers, all genres together.")
 @click.option("--classes", default=20, show_default=True, help="Genres, as the real corpus has.")
 @click.option("--layout", type=click.Choice(["folder", "parquet"]), default="folder", show_default=True)
@@ -407,7 +542,7 @@ def synth_album_covers(
 
 
 @synth_group.command("pets")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_PLACE)
 @click.option("--images", default=1_480, show_default=True, help="Images, all breeds together.")
 @click.option("--classes", default=37, show_default=True, help="Breeds, as the real corpus has.")
 @click.option("--seed", default=0, show_default=True)
@@ -433,7 +568,7 @@ def data_group() -> None:
 @data_group.command("verify")
 @click.argument("path")
 @click.option("--classes", type=click.IntRange(min=1), help="Number of classes that labels are checked against.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the whole report here.")
+@click.option("--json", "json_path", type=_PLACE, help="Write the whole report here.")
 @_verbose
 def data_verify(path: str, classes: int | None, json_path: Path | None, verbose: bool) -> None:
     """Check every record of TFRecord shards: checksums, features, labels, lengths, duplicate ids.

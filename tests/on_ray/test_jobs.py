@@ -5,19 +5,11 @@ Takes about 75 seconds on 2 CPU cores: the start of Ray's processes, and compili
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.request
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,77 +26,13 @@ BIN = Path(sys.executable).parent
 SUBMITTED = "0.0.0+submitted"  # the version that the submitted copy of mmray says it has
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; from the system's ephemeral range, which Ray's workers don't use."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-def processes_of(mark: str) -> list[int]:
-    """The processes that inherited `mark` in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-        except OSError:  # it has ended meanwhile, or is someone else's
-            continue
-    return found
-
-
-def is_up(dashboard: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
 @pytest.fixture
 def cluster() -> Iterator[tuple[str, dict[str, str]]]:
-    """A head node of its own on this machine: the address of its dashboard, and the environment to speak to it from.
+    """A head node of its own on this machine: the address of its dashboard, and the environment to speak to it from."""
+    from heads import started
 
-    It knows nothing of the Ray that other tests share, and all that it started is gone afterwards.
-    """
-    mark = f"MMRAY_TEST_CLUSTER={uuid.uuid4().hex}"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MMRAY_", "PYTHON"))}
-    environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}{os.pathsep}{environment['PATH']}"}
-    environment |= dict([mark.split("=")])
-    port, dashboard_port, agent_port, client_port = free_ports(4)
-    dashboard = f"http://127.0.0.1:{dashboard_port}"
-    # Not below pytest's own folder: the names of Ray's sockets would become longer than the system allows.
-    with tempfile.TemporaryDirectory(prefix="mmray-", ignore_cleanup_errors=True) as scratch:
-        command = [
-            str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2", "--num-gpus=0",
-            f"--port={port}", f"--temp-dir={scratch}",
-            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
-            f"--dashboard-agent-listen-port={agent_port}", f"--ray-client-server-port={client_port}",
-        ]  # fmt: skip
-        log = Path(scratch) / "head.log"
-        with log.open("w") as output:
-            head = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
-            deadline = time.monotonic() + 90
-            while not is_up(dashboard):
-                assert head.poll() is None, f"ray start ended with status {head.returncode}:\n{log.read_text()}"
-                assert time.monotonic() < deadline, f"no dashboard at {dashboard}:\n{log.read_text()}"
-                time.sleep(0.2)
-            yield dashboard, environment
-        finally:
-            # Nothing of it needs a farewell; a head that is asked to end would drain its node for many seconds.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
-            while left := processes_of(mark):  # workers, which have groups of their own
-                for pid in left:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                time.sleep(0.1)
+    with started(token=None) as head:
+        yield head.url, head.environment
 
 
 @pytest.fixture
