@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from mmray import lookup
+from mmray.storage import at, check_address
 
 S = TypeVar("S", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -273,18 +274,47 @@ class Ensemble(Section):
     forest: Forest = Forest()
 
 
+class Place(Section):
+    """Which machines: those that have these labels, and custom resources of which each process takes so much."""
+
+    labels: dict[str, str] = Field({}, description="of the node: {pool: gpu}; a leading ! stands for any other value")
+    custom: dict[str, PositiveFloat] = Field({}, description="custom resources of the node that one process takes")
+
+
+class DataPlace(Place):
+    """Where rows are prepared, read ahead and predicted on CPUs, and what one task of it takes."""
+
+    cpus: PositiveFloat = Field(1, description="of one task")
+
+
 class Resources(Section):
     """What the run asks of the cluster."""
 
     num_workers: PositiveInt = Field(1, description="data-parallel training processes")
+    min_workers: PositiveInt | None = Field(
+        None, description="train with as few where machines are lost or not there yet; default: num_workers"
+    )
     cpus_per_worker: PositiveFloat | None = Field(None, description="default: an equal share of the CPUs, at most 1")
     use_gpu: bool | Literal["auto"] = "auto"
+    train: Place = Field(Place(), description="machines that train")
+    data: DataPlace = Field(DataPlace(), description="machines that prepare, and with feed: ray_data read")
     feed: Literal["thread", "ray_data"] = Field(
         "thread", description="who reads training rows: a thread of the worker, or Ray Data tasks in the cluster"
+    )
+    prefetch_steps: PositiveInt = Field(
+        2, description="steps whose rows each worker has ready; more of them hide the waits of slow storage"
     )
     max_failures: int = Field(
         2, ge=0, description="how often lost workers are replaced, going on from the last checkpoint"
     )
+    max_wait_s: PositiveFloat = Field(600, description="how long to wait for machines in the place of lost ones")
+    resize_every_s: PositiveFloat = Field(60, description="with min_workers: how often to look for more machines")
+
+    @model_validator(mode="after")
+    def _fewer_is_fewer(self) -> Resources:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than num_workers={self.num_workers}; lower it")
+        return self
 
 
 class _Named(Section):
@@ -357,7 +387,7 @@ class Run(Section):
     @property
     def run_dir(self) -> Path:
         """The run folder."""
-        return Path(self.out) / self.name
+        return at(self.out) / self.name
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved run as plain JSON values; `from_dict` takes it back."""
@@ -389,7 +419,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """Read a run file and apply `a.b=c` overrides. ValueError names the file and each wrong key, value and choice."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = at(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -426,9 +456,27 @@ def from_dict(values: dict[str, Any], where: str = "run") -> Run:
             raise ValueError(f"{where}: {kind}.name={error}") from None
     schema: type[Run] = create_model("Run", __base__=Run, **fields)
     try:
-        return schema.model_validate(values)
+        run = schema.model_validate(values)
     except ValidationError as error:
         raise _wrong_values(where, error, Run, fields) from None
+    for key in ("out", "prepare", "dataset", "model", "ensemble"):
+        _check_addresses(f"{where}: {key}", getattr(run, key))
+    return run
+
+
+def _check_addresses(key: str, value: Any) -> None:
+    """ValueError, naming the key, for an address that holds a password: it would stand in every log and report."""
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            _check_addresses(f"{key}.{name}", getattr(value, name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_addresses(key, item)
+    elif isinstance(value, str):
+        try:
+            check_address(value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
 
 
 def with_overrides(run: Run, overrides: Sequence[str], sections: Sequence[str]) -> Run:

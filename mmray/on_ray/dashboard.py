@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
 from pathlib import Path
 from typing import Any
 
 from mmray import study
 from mmray.console import say
+from mmray.on_ray.access import is_loopback
 from mmray.on_ray.samplers import storage_of
 
 
@@ -25,7 +25,7 @@ def serve(folder: Path, optuna: bool, tensorboard: bool, ray: bool, host: str | 
     if optuna and importlib.util.find_spec("optuna_dashboard") is None:
         raise ValueError("optuna-dashboard is not installed: pip install 'mmray[dashboard]', or --tensorboard")
     listen = host or "127.0.0.1"
-    if host is not None and not _is_loopback(host):
+    if host is not None and not is_loopback(host):
         say(
             f"warning: listening on {host}: whoever reaches this machine there can read the study, and in "
             f"optuna-dashboard change and delete it; nobody is asked for a password"
@@ -71,10 +71,3 @@ def _ray_url() -> Any:
     import ray
 
     return f"http://{ray.init(address, logging_level='ERROR').dashboard_url}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

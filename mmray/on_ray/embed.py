@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import nn
 from mmray import config, embeddings, prepared
 from mmray.console import say
 from mmray.embeddings import DType, EmbeddingsInfo
-from mmray.files import delete_leftovers, locked, publish_folder, write_json
+from mmray.files import begin_folder, delete_leftovers, locked, publish_folder, write_json
 from mmray.on_ray import runtime
 from mmray.on_ray.predict import MAY_CHANGE, Announced, Loaded, require_model, write_parts
 from mmray.on_ray.prepare import prepare_for
@@ -48,7 +47,7 @@ def embed(
     out = run_dir / embeddings.FOLDER
     runtime.start(verbose)
     with locked(out.parent / ".lock", f"embedding with {run_dir}", wait=True):
-        out.mkdir(exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         delete_leftovers(out)
         for name in names:
             result = EmbeddingsInfo(
@@ -81,8 +80,7 @@ def _embed_split(run: config.Run, run_dir: Path, folder: Path, result: Embedding
         if there.model_copy(update={"left_out": 0}) == result:
             say(f"embeddings {out} are there: {there.stored:,} rows")
             return
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=".writing-"))
-    aside.chmod(0o755)
+    aside = begin_folder(out)
     done, written = write_parts(_write_embeddings, run, run_dir, folder, result, aside, "embed")
     result = result.model_copy(update={"left_out": done - written})
     write_json(aside / embeddings.FILE, result.model_dump(mode="json"))

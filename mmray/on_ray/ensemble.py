@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,10 +25,11 @@ from mmray.ensembling.forest import Forest
 from mmray.ensembling.inputs import Inputs, match, open_member, require_same_classes
 from mmray.ensembling.pooling import Rule
 from mmray.ensembling.soup import make_soup
-from mmray.files import delete_leftovers, locked, publish_folder, write_json, write_text
+from mmray.files import delete_folder, delete_leftovers, locked, publish_folder, write_json, write_text
 from mmray.on_ray import runtime
 from mmray.on_ray.predict import MAY_CHANGE, predict
 from mmray.predictions import PredictionsInfo
+from mmray.storage import at
 from mmray.tasks import build
 from mmray.training import run_folder
 
@@ -53,11 +53,12 @@ def make(members: Sequence[Path], out: Path, settings: dict[str, Any], seed: int
     runtime.warn_of_relative_paths(run)
     if (out / "config.yaml").exists():
         there = run_folder.read_run(out)
-        if (there.ensemble, there.seed) != (run.ensemble, run.seed):
+        if (there.ensemble, there.seed) == (run.ensemble, run.seed):
+            return out
+        if there.ensemble is None or (out / "predictions").exists() or run_folder.is_begun(out):
             raise ValueError(
                 f"{out} holds {_described(there)}, not {_described(run)}; choose another --out, or remove it"
             )
-        return out
     if run.ensemble is not None and run.ensemble.method == "soup":
         return make_soup(run, paths)
     run_folder.open_run(run, infos[0])
@@ -97,7 +98,7 @@ def predict_ensemble(
         aside = out.parent / f".{name}.partial-{digest}"
         for stale in out.parent.glob(f".{name}.partial-*"):
             if stale != aside:
-                shutil.rmtree(stale)
+                delete_folder(stale)
         delete_leftovers(out.parent)
         combine_s = _write_parts(run, ensemble, inputs, rule, aside)
         first = inputs.reference.info
@@ -138,7 +139,7 @@ def _inputs(
 ) -> tuple[Inputs, Path | None, str]:
     """The members' predictions, the first one's prepared dataset, and the name that the ensemble's should have."""
     settings, found, data, name = _settings(run), [], None, split
-    paths = [Path(path) for path in settings.members]
+    paths = [at(path) for path in settings.members]
     for place, (path, label) in enumerate(zip(paths, _labels(paths), strict=True)):
         folder, prepared = _predicted(path, settings.method, split, corpus, overrides, verbose)
         if place == 0:
@@ -260,7 +261,7 @@ def _grow(run_dir: Path, run: config.Run, found: Candidates, digest: str) -> lis
     folder = run_dir / "fit" / f"forest-{digest}"
     for stale in folder.parent.glob("forest-*"):
         if stale != folder:
-            shutil.rmtree(stale)
+            delete_folder(stale)
     folder.mkdir(parents=True, exist_ok=True)
     chunks = forest.chunks_of(settings.trees, settings.trees_a_task)
     files = [folder / f"trees-{first:05d}.safetensors" for first, _ in chunks]
@@ -279,7 +280,7 @@ def _grow_chunk(_: None, scores: Any, hits: Any, first: int, count: int, seed: i
     import ray
 
     x, y = ray.get([scores, hits])
-    forest.save(Path(file), forest.grow(x, y, first, count, seed, leaf))
+    forest.save(at(file), forest.grow(x, y, first, count, seed, leaf))
 
 
 # Blocks as tasks
@@ -320,7 +321,7 @@ def _study(run: config.Run, ensemble: Ensemble, inputs: Inputs, rule: Rule | For
     jobs = [(block, settings.candidates) for block in inputs.blocks()]
     sums = [total for _, total, _ in _each(blocks.compare, ensemble, jobs, "compare", "blocks")]
     members: list[dict[str, Any]] = [
-        {"name": member.name, "parameters": _parameters(Path(path)), "train_s": _train_s(Path(path))}
+        {"name": member.name, "parameters": _parameters(at(path)), "train_s": _train_s(at(path))}
         for member, path in zip(inputs.members, settings.members, strict=True)
     ]
     study = {"method": settings.method, "rows": inputs.num_rows, "left_out": inputs.dropped, "members": members}

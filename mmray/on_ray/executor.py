@@ -34,8 +34,11 @@ def execute(search: Search, placed: Plan, data: dict[str, Path], verbose: bool) 
     delete_leftovers(search.folder)
     scratch = Path(tempfile.mkdtemp(dir=search.folder, prefix=".deleted-"))  # that a killed search leaves is deleted
     executor = _Executor(search, placed, data)
+    labels = dict(placed.resources.train.labels)
+    at = {"bundle_label_selector": [labels] * placed.num_workers} if labels else {}
+    bundles = tune.PlacementGroupFactory([placed.worker_resources] * placed.num_workers, **at)
     tuner = tune.Tuner(
-        tune.with_resources(Trial, tune.PlacementGroupFactory([placed.worker_resources] * placed.num_workers)),
+        tune.with_resources(Trial, bundles),
         tune_config=tune.TuneConfig(num_samples=-1, search_alg=executor, scheduler=_Judge(executor), reuse_actors=True),
         run_config=tune.RunConfig(
             name="trials",

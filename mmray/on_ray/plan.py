@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import Field, PositiveInt
 
 from mmray import config, lookup, tuning
 from mmray.console import say
 from mmray.on_ray import runtime
+from mmray.on_ray.machines import Cluster, cluster_of_ray, read_cluster
 from mmray.on_ray.samplers import num_samples
 from mmray.schema import DatasetInfo
 from mmray.tasks import build
@@ -28,60 +27,16 @@ _FEW_ROUNDS = 4
 _MAX_VARIANTS = 64  # of the model that are looked at for the largest
 
 
-class Node(config.Section):
-    """`count` equal machines."""
-
-    cpus: float = Field(gt=0)
-    gpus: float = Field(0, ge=0)
-    memory_gb: float | None = Field(None, gt=0)
-    object_store_gb: float | None = Field(None, gt=0)
-    count: PositiveInt = 1
-
-
-class Cluster(config.Section):
-    """Machines that Ray has, or that a file describes."""
-
-    nodes: list[Node] = Field(min_length=1)
-
-    @property
-    def cpus(self) -> float:
-        """Of all machines."""
-        return sum(node.cpus * node.count for node in self.nodes)
-
-    @property
-    def gpus(self) -> float:
-        """Of all machines."""
-        return sum(node.gpus * node.count for node in self.nodes)
-
-    def said(self) -> str:
-        """The cluster in a line."""
-        return "; ".join(
-            f"{node.count:,} x {node.cpus:g} CPUs, {node.gpus:g} GPUs"
-            + (f", {node.memory_gb:.1f} GB" if node.memory_gb else "")
-            for node in self.nodes
-        )
-
-    def slots(self, cpus: float, gpus: float, memory_gb: float) -> int:
-        """How many processes that each need so much fit, each on one machine."""
-        return sum(
-            node.count
-            * min(
-                math.floor(node.cpus / cpus + 1e-6),
-                math.floor(node.gpus / gpus + 1e-6) if gpus else 10**9,
-                math.floor(node.memory_gb / memory_gb + 1e-6) if node.memory_gb and memory_gb else 10**9,
-            )
-            for node in self.nodes
-        )
-
-
 @dataclass(frozen=True)
 class Plan:
     """How a run, or each trial of a search, is placed: `num_workers` processes that each have the same resources.
 
+    With `resources.min_workers` it begins and goes on with fewer too. `cluster` has the machines that suit it.
     `memory_gb` is that of one process; None where the model can't be built before the corpus is there. `concurrency`
     is how many trials train at a time, of `samples` in all; of a single run both are 1.
     """
 
+    resources: config.Resources
     num_workers: int
     use_gpu: bool
     cpus: float
@@ -94,15 +49,18 @@ class Plan:
     @property
     def worker_resources(self) -> dict[str, float]:
         """Of one process, as Ray names them."""
-        return {"CPU": self.cpus} | ({"GPU": 1.0} if self.use_gpu else {})
+        return {"CPU": self.cpus} | ({"GPU": 1.0} if self.use_gpu else {}) | self.resources.train.custom
 
     @property
     def scaling(self) -> dict[str, Any]:
         """Arguments of Ray Train's ScalingConfig."""
+        least = self.resources.min_workers
         return {
-            "num_workers": self.num_workers,
+            "num_workers": self.num_workers if least is None else (least, self.num_workers),
+            "elastic_resize_monitor_interval_s": self.resources.resize_every_s,
             "use_gpu": self.use_gpu,
             "resources_per_worker": self.worker_resources,
+            "label_selector": dict(self.resources.train.labels) or None,
         }
 
     @property
@@ -115,7 +73,9 @@ class Plan:
         size = "" if self.num_parameters is None else f", {self.num_parameters:,} parameters"
         memory = "memory unknown" if self.memory_gb is None else f"{self.memory_gb:.1f} GB or more"
         device = "1 GPU, " if self.use_gpu else ""
-        one = f"{self.num_workers} x ({self.cpus:g} CPU, {device}{memory}){size}"
+        least = self.resources.min_workers
+        number = f"{self.num_workers}" if least is None else f"{least} to {self.num_workers}"
+        one = f"{number} x ({self.cpus:g} CPU, {device}{memory}){size}"
         lines = [f"cluster: {self.cluster.said()}"]
         if self.samples == 1:
             return "\n".join([*lines, f"workers: {one}"])
@@ -138,6 +98,10 @@ def plan(run: config.Run, cluster: Cluster, samples: int = 1, info: DatasetInfo 
     `info` is of the prepared dataset; without it the model is that of what the dataset section announces. ValueError,
     with the arithmetic and a way out, where the cluster is too small.
     """
+    if samples > 1 and run.resources.min_workers:
+        raise ValueError("resources.min_workers: a trial of a search has always as many workers; leave it out")
+    cluster.at(run.resources.data, "resources.data")
+    cluster = cluster.at(run.resources.train, "resources.train")
     resources, concurrency, gpus = run.resources, 1, cluster.gpus
     if samples > 1 and run.tune and run.tune.concurrency:
         concurrency = min(run.tune.concurrency, samples)
@@ -147,48 +111,47 @@ def plan(run: config.Run, cluster: Cluster, samples: int = 1, info: DatasetInfo 
         if resources.use_gpu == "auto":
             gpus = cluster.gpus / concurrency
     scaling = plan_workers(resources, cluster.cpus, gpus)
-    workers, use_gpu = scaling["num_workers"], scaling["use_gpu"]
+    workers, use_gpu = resources.num_workers, scaling["use_gpu"]
+    least = resources.min_workers or workers
     cpus = scaling["resources_per_worker"]["CPU"]
     num_parameters = _most_parameters(run, info)
     memory_gb = None if num_parameters is None else _memory_gb(run, num_parameters, info)
-    slots = cluster.slots(cpus, 1.0 if use_gpu else 0.0, memory_gb or 0.0)
-    if slots < workers * concurrency:
-        raise ValueError(_why_not(run, cluster, workers * concurrency, cpus, use_gpu, memory_gb, slots))
+    slots = cluster.slots(cpus, 1.0 if use_gpu else 0.0, memory_gb or 0.0, resources.train.custom)
+    if slots < least * concurrency:
+        raise ValueError(_why_not(run, cluster, least * concurrency, cpus, use_gpu, memory_gb, slots))
     _check_object_store(run, cluster)
     if samples > 1 and not (run.tune and run.tune.concurrency):
         concurrency = min(slots // workers, samples)
-    return Plan(workers, use_gpu, cpus, num_parameters, memory_gb, concurrency, samples, cluster)
+    return Plan(run.resources, workers, use_gpu, cpus, num_parameters, memory_gb, concurrency, samples, cluster)
 
 
 def plan_workers(resources: config.Resources, cpus: float, gpus: float) -> dict[str, Any]:
-    """Arguments of Ray's ScalingConfig; ValueError with the arithmetic where the cluster is too small."""
+    """What one worker takes, as Ray's ScalingConfig has it; ValueError with the arithmetic where that is too much."""
     workers = resources.num_workers
-    use_gpu = gpus >= workers if resources.use_gpu == "auto" else resources.use_gpu
-    if use_gpu and gpus < workers:
+    least, key = (resources.min_workers, "min_workers") if resources.min_workers else (workers, "num_workers")
+    use_gpu = gpus >= least if resources.use_gpu == "auto" else resources.use_gpu
+    if use_gpu and gpus < least:
         raise ValueError(
-            f"resources.num_workers={workers} needs {workers} GPUs, one a worker; the cluster has {gpus:g}. "
-            f"Set resources.num_workers={int(gpus) or 1} or resources.use_gpu=false"
+            f"resources.{key}={least} needs {least} GPUs, one a worker; the cluster has {gpus:g}. "
+            f"Set resources.{key}={int(gpus) or 1} or resources.use_gpu=false"
         )
     if gpus and not use_gpu and resources.use_gpu == "auto":
-        say(f"training on CPUs: resources.num_workers={workers} is more than the cluster's {gpus:g} GPUs")
+        say(f"training on CPUs: resources.{key}={least} is more than the cluster's {gpus:g} GPUs")
     # Ray Data tasks that feed the workers need a CPU of their own, or nothing ever moves.
-    kept = 1.0 if resources.feed == "ray_data" else 0.0
+    elsewhere = resources.data.labels or resources.data.custom
+    kept = resources.data.cpus if resources.feed == "ray_data" and not elsewhere else 0.0
     if cpus <= kept:
         raise ValueError(
             f"resources.feed: ray_data needs a CPU beside the workers; the cluster has {cpus:g}: feed=thread"
         )
     share = resources.cpus_per_worker or min(1.0, (cpus - kept) / workers)
-    if share * workers + kept > cpus + 1e-9:
+    if share * least + kept > cpus + 1e-9:
         raise ValueError(
-            f"resources.cpus_per_worker={share:g} x num_workers={workers} + {kept:g} for the feed = "
-            f"{share * workers + kept:g} CPUs; the cluster has {cpus:g}. "
-            f"Set resources.cpus_per_worker={_down((cpus - kept) / workers):g} or less"
+            f"resources.cpus_per_worker={share:g} x {key}={least} + {kept:g} for the feed = "
+            f"{share * least + kept:g} CPUs; the cluster has {cpus:g}. "
+            f"Set resources.cpus_per_worker={_down((cpus - kept) / least):g} or less"
         )
-    return {
-        "num_workers": workers,
-        "use_gpu": use_gpu,
-        "resources_per_worker": {"CPU": _down(share)} | ({"GPU": 1} if use_gpu else {}),
-    }
+    return {"use_gpu": use_gpu, "resources_per_worker": {"CPU": _down(share)} | ({"GPU": 1} if use_gpu else {})}
 
 
 def plan_for(run: config.Run, nodes: Path | None = None, verbose: bool = False) -> Plan:
@@ -198,40 +161,6 @@ def plan_for(run: config.Run, nodes: Path | None = None, verbose: bool = False) 
         return plan(run, read_cluster(nodes), samples)
     runtime.start(verbose)
     return plan(run, cluster_of_ray(), samples)
-
-
-def read_cluster(path: Path) -> Cluster:
-    """A cluster from a YAML file: `nodes: [{count: 100, cpus: 64, gpus: 8, memory_gb: 512}]`."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    return config.section_from_dict(Cluster, values if isinstance(values, dict) else {"nodes": values}, where=str(path))
-
-
-def cluster_of_ray() -> Cluster:
-    """The machines of the cluster that this process is connected to."""
-    import ray
-
-    found: dict[tuple[float, ...], int] = {}
-    for node in ray.nodes():
-        has = node["Resources"]
-        if node["Alive"] and has.get("CPU"):
-            key = (has["CPU"], has.get("GPU", 0.0), has.get("memory", 0.0), has.get("object_store_memory", 0.0))
-            found[key] = found.get(key, 0) + 1
-    return Cluster(
-        nodes=[
-            Node(
-                cpus=cpus,
-                gpus=gpus,
-                # What Ray calls memory leaves out its object store, which is memory all the same.
-                memory_gb=(memory + store) / 2**30 or None,
-                object_store_gb=store / 2**30 or None,
-                count=count,
-            )
-            for (cpus, gpus, memory, store), count in found.items()
-        ]
-    )
 
 
 def _down(cpus: float) -> float:
@@ -249,6 +178,7 @@ def _why_not(
             f"largest machine has {largest:.1f} GB. Choose a smaller model or train.shuffle_mb={run.train.shuffle_mb:g}"
         )
     need = f"{cpus:g} CPUs" + (", 1 GPU" if use_gpu else "") + (f", {memory_gb:.1f} GB" if memory_gb else "")
+    need += "".join(f", {amount:g} {name}" for name, amount in run.resources.train.custom.items())
     several = run.tune is not None and run.tune.concurrency is not None
     way_out = f"tune.concurrency={max(1, slots // run.resources.num_workers)} and " if several else ""
     return (
@@ -273,10 +203,10 @@ def _memory_gb(run: config.Run, num_parameters: int, info: DatasetInfo | None) -
     """Of one worker: see the module's documentation."""
     states = {"adam": 2, "adamw": 2, "sgd": int(run.train.optimizer.momentum > 0), "rmsprop": 2}
     copies = 2 + states[run.train.optimizer.name] + (run.train.ema_decay is not None)
-    rows_mb = run.train.shuffle_mb
+    rows_mb, workers = run.train.shuffle_mb, run.resources.min_workers or run.resources.num_workers
     if info is not None:
         rows_mb = min(rows_mb, info.split("train").num_bytes / 2**20)
-    return _PROCESS_GB + copies * 4 * num_parameters / 2**30 + 2 * rows_mb / run.resources.num_workers / 1024
+    return _PROCESS_GB + copies * 4 * num_parameters / 2**30 + 2 * rows_mb / workers / 1024
 
 
 def _most_parameters(run: config.Run, info: DatasetInfo | None) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +12,14 @@ import torch
 
 from mmray import config, lookup, predictions, prepared
 from mmray.console import progress, say
-from mmray.files import delete_leftovers, locked, publish_folder, write_json
+from mmray.files import begin_folder, delete_leftovers, locked, publish_folder, write_json, written_whole
 from mmray.on_ray import runtime
+from mmray.on_ray.machines import cluster_of_ray
 from mmray.on_ray.prepare import prepare, prepare_for
 from mmray.predictions import PredictionsInfo
 from mmray.prepared import SplitReader
 from mmray.schema import Column, DatasetInfo
+from mmray.storage import at
 from mmray.tasks import FileTask, Task, build, monitored
 from mmray.training import checkpoint, run_folder, trained
 
@@ -80,11 +81,10 @@ def predict(
                 f"{result.dataset}, split {result.split!r}: remove that folder, if you don't need it any more"
             )
     runtime.start(verbose)
-    out.parent.mkdir(exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.parent / ".lock", f"predicting with {run_dir}", wait=True):
         delete_leftovers(out.parent)
-        aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=".writing-"))
-        aside.chmod(0o755)
+        aside = begin_folder(out)
         done, _ = write_parts(_write_predictions, run, run_dir, folder, result, aside, "predict")
         write_json(aside / "predictions.json", result.model_dump(mode="json"))
         publish_folder(aside, out)
@@ -192,11 +192,17 @@ def _over(run: config.Run, corpus: str, trained_on: DatasetInfo) -> config.Run:
 
 
 def _placed(run: config.Run, num_jobs: int) -> dict[str, Any]:
-    """Arguments of Ray Data's `map` for actors that hold a model: one a GPU, or one a CPU but for one."""
-    gpus = runtime.cluster_gpus() if run.resources.use_gpu else 0
-    workers = min(num_jobs, max(1, int(gpus or runtime.cluster_cpus() - 1)))
-    strategy = runtime.ray_data().ActorPoolStrategy(size=workers)
-    return {"compute": strategy, "num_cpus": 1, "num_gpus": 1 if gpus else 0}
+    """Arguments of Ray Data's `map` for actors that hold a model.
+
+    There is one a GPU of the machines that train, or one a CPU but for one of those for data.
+    """
+    cluster = cluster_of_ray()
+    trains = [node for node in cluster.nodes if node.suits(run.resources.train)]
+    gpu = int(bool(run.resources.use_gpu) and any(node.gpus for node in trains))
+    place, key = (run.resources.train, "train") if gpu else (run.resources.data, "data")
+    fits = cluster.at(place, f"resources.{key}").slots(1, gpu, 0, place.custom)
+    strategy = runtime.ray_data().ActorPoolStrategy(size=min(num_jobs, max(1, fits if gpu else fits - 1)))
+    return {"compute": strategy, "num_cpus": 1, "num_gpus": gpu, **runtime.placement(place)}
 
 
 class Announced(Protocol):
@@ -259,7 +265,7 @@ class _Model:
     """A trained model on the device that this process has, loaded when it is first needed."""
 
     def __init__(self, run: dict[str, Any], run_dir: str, step: int) -> None:
-        self.run, self._run_dir, self._step = config.from_dict(run), Path(run_dir), step
+        self.run, self._run_dir, self._step = config.from_dict(run), at(run_dir), step
 
     @functools.cached_property
     def loaded(self) -> Loaded:
@@ -274,8 +280,8 @@ class _PartWriter:
     def __init__(
         self, write: WriteRows, run: dict[str, Any], run_dir: str, folder: str, result: Announced, aside: str
     ) -> None:
-        self._model, self._folder = _Model(run, run_dir, result.step), Path(folder)
-        self._write, self._result, self._aside = write, result, Path(aside)
+        self._model, self._folder = _Model(run, run_dir, result.step), at(folder)
+        self._write, self._result, self._aside = write, result, at(aside)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         rows, path = range(part["start"], part["stop"]), self._aside / f"part-{part['part']:05d}.parquet"
@@ -291,8 +297,8 @@ class _PartWriter:
         carried = [c.name for c in self._result.columns if c.name in known]
         names = tuple(dict.fromkeys([*carried, *loaded[0].columns(labelled=False)]))
         reader = SplitReader(self._folder, info.split(self._result.split), names)
-        with torch.inference_mode():
-            return self._write(loaded, reader, rows, self._model.run.predict.batch_size, self._result, path)
+        with torch.inference_mode(), written_whole(path) as aside:
+            return self._write(loaded, reader, rows, self._model.run.predict.batch_size, self._result, aside)
 
 
 def _write_predictions(
@@ -314,12 +320,12 @@ class _FilePredictor:
         self._model = _Model(run, run_dir, step)
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        outputs = {kind: Path(path) for kind, path in job["outputs"].items() if path}
+        outputs = {kind: at(path) for kind, path in job["outputs"].items() if path}
         try:
             task, model, device = self._model.loaded
             file_task: FileTask = task
             with torch.inference_mode():
-                said = file_task.predict_file(model, device, Path(job["file"]), outputs)
+                said = file_task.predict_file(model, device, at(job["file"]), outputs)
         except (ValueError, OSError) as error:
             return {"said": "", "bad": str(error)}
         return {"said": said, "bad": ""}

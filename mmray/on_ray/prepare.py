@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmray import config, lookup, preparation
+from mmray import config, disk, lookup, preparation
 from mmray.console import progress, say
 from mmray.files import locked
 from mmray.on_ray import runtime
 from mmray.preparation import BadInputError, Part, PartNote
 from mmray.prepared import read_info
+from mmray.storage import at
 from mmray.training import run_folder
 from mmray.training.import_weights import IMPORTED
 
@@ -43,7 +45,7 @@ def prepare_for(run: config.Run, run_dir: Path, verbose: bool = False) -> Path:
             f"the weights of {run_dir} were imported, without a corpus: to predict or evaluate name one, --corpus "
             f"{run.dataset.name}=PATH; to train give the run another name, --set name=..."
         )
-    folder = Path(run.prepare.out) / trained_on
+    folder = at(run.prepare.out) / trained_on
     if (folder / "dataset.json").exists():
         return folder
     folder = prepare(run, verbose)
@@ -70,15 +72,18 @@ def _write_parts(run: config.Run, plan: preparation.Plan) -> list[PartNote]:
         try:
             note = preparation.write_part(config.from_dict(values), part, folder)
         except (ValueError, OSError) as error:  # an answer, not a failure of the task: no retry, no stack trace
-            return {"part": part.index, "note": "", "bad": str(error)}
-        return {"part": part.index, "note": note.model_dump_json(), "bad": ""}
+            return {"part": part.index, "note": "", "bad": str(error), "full": disk.is_full(error)}
+        return {"part": part.index, "note": note.model_dump_json(), "bad": "", "full": False}
 
-    data = runtime.ray_data().from_items([{"part": p.index} for p in parts], override_num_blocks=len(parts)).map(write)
+    rows_of_parts = runtime.ray_data().from_items([{"part": p.index} for p in parts], override_num_blocks=len(parts))
+    data = rows_of_parts.map(write, num_cpus=run.resources.data.cpus, **runtime.placement(run.resources.data))
     notes: dict[int, PartNote] = {}
     rows = rejected = 0
     total_mb = sum(s.num_bytes for p in parts for s in p.sources) / 2**20
     with progress("prepare", len(parts), f"parts of {total_mb:,.0f} MB") as advance:
         for row in data.iter_rows():
+            if row["full"]:
+                raise disk.full(folder, _bytes_left(parts, notes), "the rest of the prepared dataset")
             if row["bad"]:
                 raise BadInputError(row["bad"])
             note = notes[row["part"]] = PartNote.model_validate_json(row["note"])
@@ -86,3 +91,12 @@ def _write_parts(run: config.Run, plan: preparation.Plan) -> list[PartNote]:
             rejected += len(note.rejected)
             advance(len(notes), f"{rows:,} rows, {rejected:,} rejected")
     return [notes[part.index] for part in parts]
+
+
+def _bytes_left(parts: Sequence[Part], notes: Mapping[int, PartNote]) -> int:
+    """What the parts that are not done will take, if each byte of the corpus becomes as many as so far."""
+    read = {part.index: sum(source.num_bytes for source in part.sources) for part in parts}
+    written = sum(split.num_bytes for note in notes.values() for split in note.splits.values())
+    left = sum(num_bytes for index, num_bytes in read.items() if index not in notes)
+    done = sum(read[index] for index in notes)
+    return int(left * written / done) if done else left

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mmray import config
 from mmray.console import say
+from mmray.storage import at
 
 # Set before Ray is imported, and inherited by every process that it starts.
 _SETTINGS = {
@@ -33,11 +35,16 @@ _QUIET = {
 }
 
 
+def settings(verbose: bool) -> dict[str, str]:
+    """The environment that Ray's processes run in."""
+    return _SETTINGS | ({} if verbose else _QUIET)
+
+
 def start(verbose: bool = False) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; nothing if it runs already."""
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files every Ray process compiles everything anew
-    for key, value in (_SETTINGS | ({} if verbose else _QUIET)).items():
+    for key, value in settings(verbose).items():
         os.environ.setdefault(key, value)
     if is_local():
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
@@ -86,7 +93,7 @@ def warn_of_relative_paths(run: config.Run) -> None:
     paths = {"out": run.out, "prepare.out": run.prepare.out, "dataset.path": getattr(run.dataset, "path", "/")}
     if text := getattr(run.dataset, "text", None):
         paths["dataset.text.cache"] = text.cache
-    relative = [key for key, path in paths.items() if not Path(path).is_absolute()]
+    relative = [key for key, path in paths.items() if not at(path).is_absolute()]
     if relative and not is_local() and "runtime_resources" in Path.cwd().parts:
         say(
             f"warning: {', '.join(relative)} are relative, so they lie in {Path.cwd()}, which Ray deletes later; "
@@ -103,15 +110,14 @@ def ray_data() -> ModuleType:
     return ray.data
 
 
+def placement(place: config.Place) -> dict[str, Any]:
+    """What a stage of Ray Data takes to have its tasks or actors on the machines of a place."""
+    given = {"resources": dict(place.custom), "label_selector": dict(place.labels)}
+    return {name: value for name, value in given.items() if value}
+
+
 def cluster_cpus() -> float:
     """CPUs of the whole cluster."""
     import ray
 
     return float(ray.cluster_resources().get("CPU", 0))
-
-
-def cluster_gpus() -> float:
-    """GPUs of the whole cluster."""
-    import ray
-
-    return float(ray.cluster_resources().get("GPU", 0))

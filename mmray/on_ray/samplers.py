@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, assert_never
@@ -35,6 +36,11 @@ def check(run: config.Run, space: Space, objectives: Sequence[str]) -> None:
     tune, name, stopper = run.tune, run.tune.sampler.name, run.tune.stopper.name
     if tune.storage not in ("sqlite", "journal") and "://" not in tune.storage:
         raise ValueError(f"tune.storage={tune.storage!r} is no storage: sqlite, journal, or the URL of a database")
+    if re.search(r"://[^/@]*:[^/@]*@", tune.storage):
+        raise ValueError(
+            "tune.storage holds a password, which would stand in study.yaml and in logs; leave it out of the URL and "
+            "let the database's driver find it: PGPASSWORD or ~/.pgpass, ~/.my.cnf"
+        )
     several = len(objectives) > 1
     conditional = [p.key for p in params(space) if isinstance(p.range, Choice) and p.range.when]
     if several and stopper != "none":

@@ -111,7 +111,11 @@ class TrialTable(Watcher):
         )
 
     def _best(self) -> int | None:
-        found = [(self._sign * row.value, -n) for n, row in self._rows.items() if row.state == "complete" and row.value]
+        found = [
+            (self._sign * row.value, -n)
+            for n, row in self._rows.items()
+            if row.state == "complete" and row.value is not None
+        ]
         return -max(found)[1] if found else None
 
     def _best_said(self) -> str:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, Literal, TextIO
 
 import numpy as np
@@ -89,7 +89,7 @@ def write_timeline_csv(out: Path | TextIO, results: Iterable[Result], class_name
     The header has the names of the classes. A path is written whole or not at all; to an open file, such as standard
     output, each line goes out at once.
     """
-    if isinstance(out, Path):
+    if isinstance(out, PurePath):  # also one in a store
         with written_whole(out) as aside, aside.open("w", encoding="utf-8", newline="") as file:
             write_timeline_csv(file, results, class_names)
         return

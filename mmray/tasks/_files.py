@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Collection
 from pathlib import Path
+
+from mmray.storage import at, matching
 
 
 def named_files(source: str | Path, suffixes: Collection[str], kind: str) -> list[Path]:
@@ -15,13 +15,10 @@ def named_files(source: str | Path, suffixes: Collection[str], kind: str) -> lis
     `in/**/*.flac` all that match, if their names end in one of `suffixes` (small letters) and do not begin with a dot.
     ValueError where there is none.
     """
-    path = Path(source)
+    path = at(source)
     if path.is_file():
         return [path]
-    if path.is_dir():
-        candidates = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    else:
-        candidates = [Path(name) for name in glob.glob(str(source), recursive=True)]
+    candidates = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else matching(str(source))
     files = sorted(p for p in candidates if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file())
     if not files:
         found = f"{len(candidates)} files, none of them {kind}" if candidates else "nothing"

@@ -7,7 +7,6 @@ seam, and at the two ends of a file the model meets its real end: the result is 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -194,7 +193,9 @@ def outputs(files: Sequence[Path], out: Path, extras: Collection[str] = ()) -> l
     else:
         if out.is_file() or (suffix in (".mid", *audio.SUFFIXES) and not out.is_dir()):
             raise ValueError(f"{out} is no place for tables; give a folder, or a table that ends in .csv or .txt")
-        root = Path(os.path.commonpath([file.absolute().parent for file in files]))
+        root = files[0].absolute().parent
+        while not all(file.absolute().is_relative_to(root) for file in files):
+            root = root.parent
         if "sonification" in extras and len(files) > 1 and out.resolve().is_relative_to(root.resolve()):
             raise ValueError(
                 f"{out} lies in {root}, where a later run would take the sonifications for songs; give a folder outside"

@@ -22,6 +22,7 @@ from mmray.config import Fraction, Section
 from mmray.metrics.ranking import RankingMetrics
 from mmray.prepared import Int64s, SplitReader, ragged_column
 from mmray.schema import Column, DatasetInfo, SplitInfo
+from mmray.storage import at
 from mmray.tasks import Batch, require_model
 from mmray.tasks._common_words import common_words
 from mmray.tasks._video_inputs import Frames, inputs_of
@@ -53,7 +54,7 @@ class Task:
         self._dropout = _modality_dropout(run, self.inputs.columns)
         self._top_k = cast(Config, run.task).top_k
         self._stored_k = run.predict.top_k
-        self._folder = Path(run.prepare.out) / info.id
+        self._folder = at(run.prepare.out) / info.id
         self._batch_size = run.predict.batch_size
 
     def columns(self, labelled: bool) -> tuple[str, ...]:

@@ -5,12 +5,12 @@
     optimizer.safetensors   the optimiser's tensors, named "<parameter number>.<key>"
     state.json              where training stood: epoch, step, monitored metric
 
-A checkpoint is written aside and renamed: one that exists is whole. The last one and the best are kept.
+A checkpoint is written aside and renamed, in a store uploaded with state.json last: one that has it is whole. The last
+one and the best are kept.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
-from mmray.files import delete_folder, delete_leftovers, publish_folder
+from mmray.disk import room_for
+from mmray.files import delete_folder, delete_leftovers, written_folder
+from mmray.storage import fetched
 
 
 class TrainState(BaseModel):
@@ -50,19 +52,22 @@ def save(
     optimizer: torch.optim.Optimizer,
     averaged: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint whole and return its folder. `averaged`: the parameters that predict, if not the model's."""
-    root = run_dir / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    delete_leftovers(root)
-    aside = Path(tempfile.mkdtemp(dir=root, prefix=".writing-"))
-    aside.chmod(0o755)
-    _save({**model.state_dict(), **(averaged or {})}, aside / "model.safetensors")
-    if averaged is not None:
-        _save(dict(model.named_parameters()), aside / "unaveraged.safetensors")
-    save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
-    (aside / "state.json").write_text(state.model_dump_json(indent=2))
+    """Write a checkpoint whole and return its folder. `averaged`: the parameters that predict, if not the model's.
+
+    OSError that says how much is missing, where the disk is full.
+    """
     final = folder_of(run_dir, state.step)
-    publish_folder(aside, final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(final.parent)
+    files = {"model.safetensors": {**model.state_dict(), **(averaged or {})}}
+    if averaged is not None:
+        files["unaveraged.safetensors"] = dict(model.named_parameters())
+    files["optimizer.safetensors"] = _optimizer_tensors(optimizer)
+    num_bytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+    with room_for(final.parent, num_bytes, f"the checkpoint of step {state.step:,}"), written_folder(final) as aside:
+        for name, tensors in files.items():
+            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, aside / name)
+        (aside / "state.json").write_text(state.model_dump_json(indent=2))
     return final
 
 
@@ -105,12 +110,12 @@ def prune(run_dir: Path, monitor: str, maximise: bool, keep_best: int) -> None:
 
 def load_model(folder: Path, model: torch.nn.Module) -> None:
     """Load the weights of a checkpoint; ValueError naming every parameter that does not fit."""
-    load_tensors(model, load_file(folder / "model.safetensors"), f"{folder} is a checkpoint")
+    load_tensors(model, _load(folder / "model.safetensors"), f"{folder} is a checkpoint")
 
 
 def load_unaveraged(folder: Path, model: torch.nn.Module) -> None:
     """Give a model whose weights `load_model` has loaded the parameters that training goes on from."""
-    model.load_state_dict(model.state_dict() | load_file(folder / "unaveraged.safetensors"))
+    model.load_state_dict(model.state_dict() | _load(folder / "unaveraged.safetensors"))
 
 
 def load_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
@@ -131,14 +136,16 @@ def load_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor], what:
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimiser's state of a checkpoint into `optimizer`, which keeps its own settings."""
     state: dict[int, dict[str, Any]] = {}
-    for name, tensor in load_file(folder / "optimizer.safetensors").items():
+    for name, tensor in _load(folder / "optimizer.safetensors").items():
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    with fetched(path) as here:
+        tensors: dict[str, torch.Tensor] = load_file(here)
+    return tensors
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ class Context:
     """One of `world_size` data-parallel processes.
 
     With more than one, `torch.distributed` is set up already. `report` takes the metrics of each finished epoch; it is
-    called by every rank.
+    called by every rank. `stopping` says whether this process is to stop soon, as its machine is about to go.
     """
 
     run_dir: Path
@@ -28,6 +28,7 @@ class Context:
     rank: int = 0
     world_size: int = 1
     report: Callable[[dict[str, float]], None] = _report_to_nobody
+    stopping: Callable[[], bool] | None = None
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over all ranks."""
@@ -37,6 +38,25 @@ class Context:
         dist.all_reduce(tensor)
         totals: list[float] = tensor.tolist()
         return totals
+
+    def ask_to_stop(self) -> Callable[[], bool]:
+        """Begin to ask all ranks whether one of them is to stop; what is returned waits for the answer, which is one.
+
+        The question travels between the machines' CPUs, beside whatever else the caller does meanwhile.
+        """
+        if self.stopping is None:
+            return lambda: False
+        anyone = torch.tensor(int(self.stopping()))
+        if self.world_size == 1:
+            return lambda: bool(anyone)
+        asked = dist.all_reduce(anyone, op=dist.ReduceOp.MAX, async_op=True)
+
+        def answer() -> bool:
+            assert asked is not None  # as it is of one of the ranks
+            asked.wait()
+            return bool(anyone)
+
+        return answer
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here: one that takes its connections down early can abort the others."""

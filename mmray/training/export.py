@@ -7,6 +7,7 @@ the classes in the order of the probabilities, the run, and how an image becomes
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmray import __version__
+from mmray.files import written_whole
 from mmray.prepared import SplitReader
 from mmray.prepared import read_info as read_prepared
 from mmray.schema import DatasetInfo
@@ -82,7 +84,7 @@ def export(run_dir: Path, data: Path, format: Format, out: Path | None = None) -
         "preprocessing": module.facts,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".writing-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mmray-") as folder:
         aside = Path(folder) / out.name
         predict = _write_onnx(module, facts, aside) if format == "onnx" else _write_torch(module, facts, aside)
         checked = _checked(task, model, module, data, predict, out)
@@ -91,9 +93,8 @@ def export(run_dir: Path, data: Path, format: Format, out: Path | None = None) -
         aside.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         written = [out, out.with_suffix(".safetensors"), out.with_suffix(".json")]
         for path in written:
-            made = Path(folder) / path.name
-            made.chmod(0o644)  # safetensors makes files that only their owner may read
-            made.replace(path)
+            with written_whole(path) as target:
+                shutil.copyfile(Path(folder) / path.name, target)
     return Exported(tuple(written), *checked)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mmray import config, lookup
 from mmray.files import locked
 from mmray.schema import DatasetInfo
+from mmray.storage import fetched
 from mmray.tasks import build
 from mmray.training import checkpoint, run_folder
 from mmray.training.checkpoint import TrainState
@@ -41,7 +42,7 @@ def import_weights(run: config.Run, weights: Path) -> Path:
         task = build(run, info)
         model = task.build_model()
         try:
-            state = model_module.rename_published(_read(weights))
+            state = model_module.rename_published(_read_at(weights))
         except ValueError as error:
             raise ValueError(f"{weights}: {error}") from None
         checkpoint.load_tensors(model, state, f"{weights} has the weights")
@@ -54,9 +55,14 @@ def import_weights(run: config.Run, weights: Path) -> Path:
     return run_dir
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _read_at(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ValueError("no such file")
+    with fetched(path) as here:
+        return _read(here)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -46,6 +46,9 @@ from mmray.training.phases import (
 def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValTables, context: Context) -> TrainState:
     """Train until the end of the last phase, from the last checkpoint of the run folder if there is one.
 
+    Where a rank is told to stop (`Context.stopping`), all end after the same step with a checkpoint, from which the
+    next call goes on; the state that is returned is then not that of a finished run.
+
     `train_tables(epoch, step)` gives this rank's rows of each step of `epoch` from `step` on; `val_tables()` this
     rank's part of the validation rows, each row on exactly one rank. ValueError where `train` names parameters that
     the model does not have; FloatingPointError when the loss is no longer finite.
@@ -79,12 +82,16 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
         while not is_finished(run.train, state.monitored, maximise):
             epoch.enter_phase(state)
             metrics = epoch.train(state, train_tables)
+            if metrics is None:
+                break
             metrics |= epoch.validate(val_tables)
             state = _after_epoch(state, metrics, monitor, run.train)
             if log:
                 log.write("epoch", state.epoch - 1, state.step, metrics, epoch.labels)
             epoch.save(state)
             context.report(metrics)
+            if context.ask_to_stop()():
+                break
     context.wait_for_all()
     return state
 
@@ -158,10 +165,12 @@ class _Epoch:
             if self.average:
                 self.average = Average(self.model, self.average.decay)
 
-    def train(self, state: TrainState, train_tables: TrainTables) -> dict[str, float]:
-        """Do the rest of the epoch that `state` stands in, moving `state` on; return its training metrics."""
+    def train(self, state: TrainState, train_tables: TrainTables) -> dict[str, float] | None:
+        """Do the rest of the epoch that `state` stands in, moving `state` on; return its training metrics.
+
+        None where a rank was told to stop: then a checkpoint was written.
+        """
         settings, context = self.run.train, self.context
-        schedule, peak = self.schedule, self.phase.lr or settings.optimizer.lr
         parameters = list(self.model.parameters())
         # A run that goes on within an epoch takes up the sums of its losses, so that its log is the undisturbed one.
         unlogged_steps = min(state.step_in_epoch, state.step % settings.log_every_steps)
@@ -179,10 +188,10 @@ class _Epoch:
                 batches = micro_batches(table, self.task.collate, settings.accumulate, lengths)
                 yield [b.pinned() for b in batches] if context.device.type == "cuda" else batches
 
-        for batches in clock.waiting(whole.waiting(ahead(steps))):
-            progress = self._progress(state)
-            rate = learning_rate(schedule, peak, progress)
-            decay = weight_decay(schedule, settings.optimizer.weight_decay, progress)
+        for batches in clock.waiting(whole.waiting(ahead(steps, self.run.resources.prefetch_steps))):
+            told_to_stop = context.ask_to_stop()
+            progress = self._progress(state, state.step)
+            rate, decay = self._rates(progress)
             set_rates(self.optimizer, rate, decay)
             torch.manual_seed(
                 int(np.random.SeedSequence([self.run.seed, state.step, context.rank]).generate_state(1)[0])
@@ -198,17 +207,20 @@ class _Epoch:
             state.step_in_epoch += 1
             for each in (clock, whole):
                 each.add(sum(b.num_rows for b in batches), loss)
-            rates = {"lr": rate} | ({"weight_decay": decay} if schedule.weight_decay_gamma else {})
             if state.step % settings.log_every_steps == 0:
-                self._log_steps(state, clock, rates)
+                self._log_steps(state, clock)
                 clock.restart()
             every = settings.checkpoint_every_steps
-            if every and state.step % every == 0 and state.step_in_epoch < self.steps_per_epoch:
+            is_due = every and state.step % every == 0 and state.step_in_epoch < self.steps_per_epoch
+            stops = told_to_stop()
+            if is_due or stops:
                 sums = {"epoch_loss": whole.loss_sum(), "unlogged_loss": clock.loss_sum()}
                 _require_finite(sums["epoch_loss"], state, rate)
                 self.save(state.model_copy(update={"metrics": {}, **sums}))  # these weights were not validated
-        measured = whole.measured()
-        _require_finite(measured["train/loss"], state, rate)
+            if stops:
+                return None
+        measured, rates = whole.measured(), self._logged_rates(state)
+        _require_finite(measured["train/loss"], state, rates["lr"])
         penalty = {"train/penalty": total_penalty(self.penalties).item()} if settings.penalties else {}
         return {
             **measured,
@@ -218,12 +230,23 @@ class _Epoch:
             "epoch_s": whole.elapsed_s,
         }
 
-    def _progress(self, state: TrainState) -> Progress:
-        """How far the phase has come after the steps that are done."""
+    def _rates(self, progress: Progress) -> tuple[float, float]:
+        """Learning rate and weight decay of the next step."""
+        optimizer = self.run.train.optimizer
+        rate = learning_rate(self.schedule, self.phase.lr or optimizer.lr, progress)
+        return rate, weight_decay(self.schedule, optimizer.weight_decay, progress)
+
+    def _logged_rates(self, state: TrainState) -> dict[str, float]:
+        """Those of the step that was just done."""
+        rate, decay = self._rates(self._progress(state, state.step - 1))
+        return {"lr": rate} | ({"weight_decay": decay} if self.schedule.weight_decay_gamma else {})
+
+    def _progress(self, state: TrainState, steps: int) -> Progress:
+        """How far the phase has come after so many steps of the run, in the epoch of `state`."""
         name = self.schedule.monitor or self.monitor
         watched = state.monitored if name == self.monitor else state.watched.get(name, [])
         return Progress(
-            steps=state.step - self.first_epoch * self.steps_per_epoch,
+            steps=steps - self.first_epoch * self.steps_per_epoch,
             steps_per_epoch=self.steps_per_epoch,
             epochs=self.phase.epochs,
             watched=watched[self.first_epoch :],
@@ -248,8 +271,8 @@ class _Epoch:
             total += loss.detach() * share
         return total / self.context.world_size
 
-    def _log_steps(self, state: TrainState, clock: _Clock, rates: dict[str, float]) -> None:
-        measured = clock.measured()
+    def _log_steps(self, state: TrainState, clock: _Clock) -> None:
+        measured, rates = clock.measured(), self._logged_rates(state)
         _require_finite(measured["train/loss"], state, rates["lr"])
         if self.log:
             self.log.write("step", state.epoch, state.step, measured | rates, self.labels)
@@ -285,6 +308,8 @@ class _Epoch:
     def save(self, state: TrainState) -> None:
         """Write a checkpoint and delete those no longer wanted; rank 0 alone."""
         if self.context.rank == 0:
+            if self.log:
+                self.log.store()  # before the checkpoint, which vouches for the lines up to it
             averaged = self.average.tensors if self.average else None
             checkpoint.save(self.context.run_dir, state, self.model, self.optimizer, averaged)
             checkpoint.prune(self.context.run_dir, self.monitor, self.maximise, self.run.train.keep_best)

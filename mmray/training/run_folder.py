@@ -23,6 +23,7 @@ from typing import Any
 from mmray import __version__, config
 from mmray.files import write_json, write_text
 from mmray.schema import DatasetInfo
+from mmray.storage import is_remote
 
 # A run that goes on may be given other resources or more epochs; anything else would make it another run.
 _MAY_CHANGE = (
@@ -89,21 +90,25 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
 def new_lines(run_dir: Path) -> Iterator[list[dict[str, Any]]]:
     """Each time it is asked, the whole lines that the log has gained; a line of a rewritten log is not new again."""
     path = run_dir / "metrics.jsonl"
-    inode, offset, known = None, 0, set()
+    version: object = None  # of a file its inode, which it keeps while it grows
+    offset, known = 0, set()
     while True:
-        lines = []
-        if path.exists():
+        lines, data = [], b""
+        if is_remote(path):
+            if path.exists() and (there := path.stat()) != version:
+                version, offset, data = there, 0, path.read_bytes()
+        elif path.exists():
             with path.open("rb") as file:
-                if (now := os.fstat(file.fileno()).st_ino) != inode:
-                    inode, offset = now, 0
+                if (now := os.fstat(file.fileno()).st_ino) != version:
+                    version, offset = now, 0
                 file.seek(offset)
                 data = file.read()
-            whole = data.rfind(b"\n") + 1
-            offset += whole
-            for line in map(json.loads, data[:whole].splitlines()):
-                if (line["event"], line["step"]) not in known:
-                    known.add((line["event"], line["step"]))
-                    lines.append(line)
+        whole = data.rfind(b"\n") + 1
+        offset += whole
+        for line in map(json.loads, data[:whole].splitlines()):
+            if (line["event"], line["step"]) not in known:
+                known.add((line["event"], line["step"]))
+                lines.append(line)
         yield lines
 
 

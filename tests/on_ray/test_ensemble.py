@@ -21,7 +21,6 @@ import pytest
 import torch
 from reporting.run_folders import Reader
 from safetensors.numpy import load_file
-from test_jobs import processes_of
 
 from mmray import class_scores, config, predictions, preparation
 from mmray.cli import cli
@@ -31,6 +30,7 @@ from mmray.evaluation import evaluate
 from mmray.files import write_json
 from mmray.on_ray.ensemble import make
 from mmray.on_ray.predict import predict, predict_files
+from mmray.on_ray.up import processes_of
 from mmray.prepared import SplitReader, tensor_column
 from mmray.reporting.page import write_report
 from mmray.tasks import build
@@ -239,8 +239,10 @@ def test_the_verb_makes_predicts_and_scores(members: list[Path], capsys: pytest.
 
 
 def test_another_ensemble_is_not_written_over(members: list[Path]) -> None:
-    out = make(members, members[0].parent / "kept", {"method": "mean"})
+    out = make(members, members[0].parent / "kept", {"method": "max"})
+    assert make(members, out, {"method": "mean"}) == out  # nothing was predicted yet
     assert make(members[::-1], out, {"method": "mean"}) == out
+    (out / "predictions" / "test").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"holds mean of .*, not max of .*; choose another --out"):
         make(members, out, {"method": "max"})
     with pytest.raises(ValueError, match="holds a run, not max of"):

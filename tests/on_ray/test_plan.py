@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmray import config
-from mmray.on_ray.plan import Cluster, Node, plan, plan_for, read_cluster
+from mmray.on_ray.machines import Cluster, Node, read_cluster
+from mmray.on_ray.plan import plan, plan_for
 
 LR = {"train.optimizer.lr": {"loguniform": ["1e-4", "1e-1"]}}
 
@@ -59,6 +60,64 @@ def test_largest_model_of_the_space_counts() -> None:
     assert found.num_parameters == 4716 * (1152 * 33 + 16)
     assert found.memory_gb is not None
     assert found.concurrency == int(12 / found.memory_gb) == 3
+
+
+HUNDRED = """
+nodes:
+  - {cpus: 8, memory_gb: 32}                                                # the head
+  - {count: 59, cpus: 32, memory_gb: 128, labels: {pool: cpu}, custom: {nvme: 2}}
+  - {count: 40, cpus: 48, gpus: 4, memory_gb: 384, object_store_gb: 100, labels: {pool: gpu, zone: a}}
+"""
+
+
+def test_hundred_machines_of_several_kinds(tmp_path: Path) -> None:
+    """Trains where the GPUs are, reads where the disks are; worked out by hand: 40 x 4 GPUs, of 4 a trial."""
+    path = tmp_path / "nodes.yaml"
+    path.write_text(HUNDRED)
+    resources: dict[str, Any] = {
+        "num_workers": 4,
+        "train": {"labels": {"pool": "gpu"}},
+        "data": {"labels": {"pool": "!gpu"}, "custom": {"nvme": 1}, "cpus": 4},
+    }
+    said = plan_for(run_with(resources=resources), path).said().splitlines()
+    assert said[0] == "cluster: 40 x 48 CPUs, 4 GPUs, 384.0 GB"
+    assert said[1].startswith("workers: 4 x (1 CPU, 1 GPU, ")
+    found = plan_for(run_with(resources=resources, tune={"space": LR, "samples": 400}), path)
+    assert (found.concurrency, found.use_gpu) == (40, True)
+    assert "400 trials, 40 at a time = 160 of 1920 CPUs, 160 of 160 GPUs; 10 round(s)" in found.said()
+    all_of_it = plan_for(run_with(resources=resources | {"num_workers": 160, "feed": "ray_data"}), path)
+    assert all_of_it.scaling == {
+        "num_workers": 160,
+        "elastic_resize_monitor_interval_s": 60,
+        "use_gpu": True,
+        "resources_per_worker": {"CPU": 1.0, "GPU": 1.0},
+        "label_selector": {"pool": "gpu"},
+    }
+    with pytest.raises(ValueError, match=r"num_workers=161 needs 161 GPUs, one a worker; the cluster has 160"):
+        plan_for(run_with(resources=resources | {"num_workers": 161, "use_gpu": True}), path)
+    with pytest.raises(
+        ValueError, match=r"resources\.data: no machine has \{'labels': \{'pool': 'disk'\}\}; .*nvme: 2"
+    ):
+        plan_for(run_with(resources=resources | {"data": {"labels": {"pool": "disk"}}}), path)
+    few = {"train": {"custom": {"nvme": 1.5}}, "num_workers": 60, "use_gpu": False, "cpus_per_worker": 1}
+    with pytest.raises(ValueError, match=r"60 processes of \(1 CPUs, .*1\.5 nvme\) are asked for, and 59 fit"):
+        plan_for(run_with(resources=few), path)
+
+
+def test_elastic_run_needs_no_more_than_its_fewest_workers() -> None:
+    elastic = {"num_workers": 8, "min_workers": 3, "cpus_per_worker": 1}
+    found = plan(run_with(resources=elastic), cluster({"count": 3, "cpus": 1, "memory_gb": 16}))
+    assert found.scaling["num_workers"] == (3, 8)
+    assert found.scaling["use_gpu"] is False
+    assert "workers: 3 to 8 x (1 CPU, " in found.said()
+    with pytest.raises(ValueError, match=r"cpus_per_worker=1 x min_workers=3 \+ 0 for the feed = 3 CPUs.*has 2"):
+        plan(run_with(resources=elastic), cluster({"count": 2, "cpus": 1}))
+    on_gpus = plan(run_with(resources=elastic), cluster({"cpus": 16, "gpus": 4}))
+    assert on_gpus.worker_resources == {"CPU": 1, "GPU": 1}
+    with pytest.raises(ValueError, match=r"resources\.min_workers: a trial of a search"):
+        plan(run_with(resources=elastic, tune={"space": LR}), cluster({"cpus": 16}), 20)
+    with pytest.raises(ValueError, match=r"min_workers=9 is more than num_workers=8"):
+        run_with(resources=elastic | {"min_workers": 9})
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,7 @@ def test_importances_tell_what_matters(make: Make) -> None:
         ({"sampler": "pbt", "seeds": [1, 2]}, 1, "several tune.seeds"),
         ({"sampler": "grid"}, 1, "has no end of values"),
         ({"storage": "oracle"}, 1, "'oracle' is no storage"),
+        ({"storage": "postgresql://me:secret@host/db"}, 1, "PGPASSWORD"),
         ({"samples": 1, "points": ["default", "default"]}, 1, "tries fewer"),
     ],
 )
