@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from faulty_proxy import faulty_proxy
 from small_runs import TRAIN, MakeDataset, MakeRun, curve, stop_at, train
 
 from mmray.storage import at
@@ -53,3 +57,31 @@ def test_the_log_is_there_before_the_checkpoint_that_vouches_for_it(
     train(run, make_dataset())
     assert logged
     assert all(step == last for step, last in logged)
+
+
+@pytest.mark.slow
+def test_a_minute_without_the_store_delays_training_and_no_more(
+    make_run: MakeRun, make_dataset: MakeDataset, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first upload of the second checkpoint on it refuses or hangs up, whatever it is asked."""
+    data = make_dataset()
+    local = train(make_run(train=SETTINGS), data)
+    answers, lost = itertools.cycle(["503", "reset"]), []
+
+    def fault(method: str, path: str) -> str | None:
+        if not lost and method == "PUT" and "step-00000014" in path:
+            lost.append(time.monotonic())
+        return next(answers) if lost and time.monotonic() < lost[0] + 60 else None
+
+    with faulty_proxy(s3_server.port) as proxy:
+        proxy.fault = fault
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        run = make_run(train=SETTINGS, out=f"{s3_server.url}/{tmp_path.name}/runs")
+        log = train(run, data)
+        assert time.monotonic() > lost[0] + 60
+        assert curve(log, "step", "train/loss") == curve(local, "step", "train/loss")
+        assert curve(log, "epoch", "val/gap") == curve(local, "epoch", "val/gap")
+        assert log == read_log(run.run_dir)
+        assert [state.step for state in checkpoint.list_states(run.run_dir)][-1] == len(
+            curve(log, "step", "train/loss")
+        )
