@@ -26,6 +26,7 @@ from mmray.storage import RemotePath, is_remote
 
 CLAIM_S = 60.0  # without a sign of life for so long, who holds a lock in a store is taken for dead
 _RENEW_S = 10.0
+_UNSEEN_S = 10.0  # between two looks at the claims on a lock: more than that, and the store gave no answer
 
 
 @contextmanager
@@ -193,8 +194,13 @@ def _claimed(path: Path, doing: str, wait: bool) -> Iterator[None]:
     while True:
         mine = path / uuid.uuid4().hex
         if not others.living():
-            mine.write_text(_this_process())
-            if not others.living(but=mine):
+            try:
+                mine.write_text(_this_process())
+                alone = not others.living(but=mine)
+            except BaseException:
+                mine.unlink(missing_ok=True)  # else it would keep others waiting as long as this process lives
+                raise
+            if alone:
                 break
             mine.unlink(missing_ok=True)
         if not wait and others.renewed:
@@ -242,7 +248,7 @@ class _Claims:
         claims = {claim.name: claim for claim in self._path.glob("*") if claim != but}
         self._seen = {name: seen for name, seen in self._seen.items() if name in claims}
         found, now = [], time.monotonic()
-        if (unseen_s := now - self._looked) > _RENEW_S:  # the store gave no answer: to nobody, nor could it be renewed
+        if (unseen_s := now - self._looked) > _UNSEEN_S:  # the store gave no answer: to nobody, nor could it be renewed
             self._seen = {name: (version, since + unseen_s) for name, (version, since) in self._seen.items()}
         self._looked = now
         for name, claim in claims.items():

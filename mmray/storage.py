@@ -471,7 +471,10 @@ def _listing(path: RemotePath, recursive: bool) -> list[RemotePath]:
             below = info.path.rstrip("/")[len(base) :].lstrip("/")
             if below:
                 one = path / below
-                one._listed = _status_of(filesystem, info)
+                try:
+                    one._listed = _status_of(filesystem, info)
+                except FileNotFoundError:  # deleted since it was listed, in a store asked for each object's version
+                    continue
                 found.append(one)
         return sorted(found)
 

@@ -235,6 +235,36 @@ def test_one_holds_a_lock_and_others_wait_or_are_refused(store: Path, monkeypatc
     assert not list((store / ".lock").glob("*"))
 
 
+def test_who_fails_while_asking_for_a_lock_leaves_no_claim(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, living = [0], files._Claims.living
+
+    def second_fails(claims: files._Claims, but: Path | None = None) -> list[Path]:
+        looks[0] += 1
+        if looks[0] == 2:
+            assert len(list((store / ".lock").glob("*"))) == 1
+            raise PermissionError("no more")
+        return living(claims, but)
+
+    monkeypatch.setattr(files._Claims, "living", second_fails)
+    with pytest.raises(PermissionError, match="no more"), files.locked(store / ".lock", "working", wait=True):
+        pass
+    assert not list((store / ".lock").glob("*"))
+
+
+def test_what_is_deleted_while_it_is_listed_is_left_out(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        (store / name).write_text(name)
+    asked = storage._status_of
+
+    def gone(filesystem: Any, info: Any) -> Any:
+        if info.path.endswith("/b"):
+            raise FileNotFoundError(info.path)
+        return asked(filesystem, info)
+
+    monkeypatch.setattr(storage, "_status_of", gone)
+    assert [path.name for path in store.iterdir()] == ["a", "c"]
+
+
 def test_the_lock_of_the_dead_is_taken(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "CLAIM_S", 0.3)
     (store / ".lock" / "of another machine").write_text("its kernel\nits space\n1")
