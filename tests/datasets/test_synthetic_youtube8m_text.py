@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mmray.datasets.synthetic import _youtube8m_text as made_text
+from mmray.datasets.synthetic._youtube8m_words import FOREIGN_WORDS
 from mmray.datasets.synthetic.youtube8m import (
     Config,
     build_world,
@@ -25,6 +26,11 @@ CONFIG = Config(num_videos=6_000, num_classes=100, rgb_size=1, audio_size=1)
 Row = tuple[list[str], list[str], set[int]]  # title and keywords as words in lower case, labels
 
 
+def is_english(title: str) -> bool:
+    """Whether a title is of no other language."""
+    return not any(set(title.split()) <= set(words.split()) for words in FOREIGN_WORDS)
+
+
 @functools.cache
 def corpus(split: str) -> list[Row]:
     """The English texts of a split."""
@@ -34,7 +40,7 @@ def corpus(split: str) -> list[Row]:
             videos = draw_videos(CONFIG, shard)
             labels = dict(zip(videos.ids, (set(own.tolist()) for own in videos.labels()), strict=True))
             for video, title, keywords in draw_text(CONFIG, shard, videos):
-                if title.isascii():
+                if is_english(title):
                     rows.append((title_words(title.lower()), keyword_words(keywords), labels[video]))
     return rows
 
@@ -43,7 +49,7 @@ def test_every_english_word_has_a_vector_in_both_its_forms() -> None:
     vectors = draw_word_vectors(CONFIG)
     for shard in shard_plan(CONFIG)[:2]:
         for _, title, keywords in draw_text(CONFIG, shard, draw_videos(CONFIG, shard)):
-            if title.isascii():
+            if is_english(title):
                 assert vectors.keys() >= {*title_words(title), *keyword_words(keywords)}
     assert list(vectors) == sorted(vectors)
     assert {vector.shape for vector in vectors.values()} == {(made_text.WORD_VECTOR_SIZE,)}
@@ -130,6 +136,17 @@ def word_classes() -> dict[str, int]:
         for word in pool.words
         if uses[word] == 1 and word not in elsewhere
     }
+
+
+def test_what_is_special_is_named_sooner() -> None:
+    """Of the labels of a video, with their index as the rank by frequency, the rarer half gets most of the words."""
+    class_of, rarer = word_classes(), []
+    for title, _, labels in corpus("train"):
+        middle = np.median(list(labels))
+        named = [class_of[word] for word in title if class_of.get(word) in labels]
+        rarer += [label > middle for label in named if label != middle]
+    assert len(rarer) > 500
+    assert np.mean(rarer) > 0.75
 
 
 def test_keywords_are_partly_of_other_topics() -> None:

@@ -12,6 +12,7 @@ Made like what people write in the respects that decide which model of text is g
   a film. And what comes after "without" or "unlike" is not there.
 - Compounds of which no word alone says anything, as "Call of Duty". A class has a pair of common words that stands for
   it; the other way round it stands for another class.
+- What is special. People name a song sooner than music: of RAREST_OF labels of a video its rarest is named.
 - Filler. About half of the words of a title are common ones, people, or hold sentences together.
 - Keywords are a bag of words, for their phrases are taken apart; and many are of topics that the video is not about, of
   popular topics above all: viewers do not see them, they are there to be found by.
@@ -47,6 +48,7 @@ WORD_VECTOR_SIZE = 32
 WORDS_OF_A_CLASS = 32
 WORDS_OF_A_VERTICAL = 48  # beside those of the table
 NUM_PEOPLE = 1500
+RAREST_OF = 3
 OF_VERTICAL = 0.6  # of the squared length of a class's direction, the share that is its vertical's
 OF_KIND, OF_WORD = 0.5, 0.7  # lengths of what the words of a kind have in common, and of what each has for itself
 
@@ -139,7 +141,7 @@ def draw_title(lexicon: Lexicon, labels: Ints, stray: Callable[[], int], random:
             words.append(JOINING.draw(random))
         while random.random() < 0.3:
             words.append(COMMON.draw(random).capitalize())
-        label = labels[random.integers(len(labels))]
+        label = _special(labels, random)
         words += [word.capitalize() for word in _called(lexicon, label, stray, random)]
     if random.random() < 0.25:
         words += [TURNING.draw(random), lexicon.of_class[stray()].draw(random).capitalize()]
@@ -148,6 +150,11 @@ def draw_title(lexicon: Lexicon, labels: Ints, stray: Callable[[], int], random:
     if random.random() < 0.3:
         words.append(TITLE_ENDINGS[random.integers(len(TITLE_ENDINGS))])
     return words
+
+
+def _special(labels: Ints, random: np.random.Generator) -> int:
+    """The rarest of RAREST_OF labels of a video, drawn with replacement: a class's index is its rank by frequency."""
+    return int(labels[random.integers(len(labels), size=RAREST_OF)].max())
 
 
 def _called(lexicon: Lexicon, label: int, stray: Callable[[], int], random: np.random.Generator) -> list[str]:
@@ -168,7 +175,7 @@ def draw_keywords(lexicon: Lexicon, labels: Ints, stray: Callable[[], int], rand
     for _ in range(1 + random.poisson(7)):
         manner = random.random()
         if manner < 0.3:
-            words += _called(lexicon, labels[random.integers(len(labels))], stray, random)
+            words += _called(lexicon, _special(labels, random), stray, random)
         elif manner < 0.45:
             words.append(lexicon.of_class[stray()].draw(random))
         else:
