@@ -27,7 +27,7 @@ def display_name(metric: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A value for people: whole numbers in full, others to 4 decimals (small ones to 4 digits), None as a dash."""
+    """A value for people: whole numbers in full, others to 4 decimals (small ones to 4 digits, below 1e-9 0), None as a dash."""
     if value is None or value == "":
         return "—"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -36,7 +36,7 @@ def number(value: Any) -> str:
         return f"{value:,}"
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.4g}" if 0 < abs(value) < 0.001 else f"{value:,.4f}"
+    return f"{value:.4g}" if 1e-9 < abs(value) < 0.001 else f"{value:,.4f}"
 
 
 def shape(sizes: Sequence[int | None]) -> str:
