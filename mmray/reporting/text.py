@@ -27,7 +27,10 @@ def display_name(metric: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A value for people: whole numbers in full, others to 4 decimals (small ones to 4 digits, below 1e-9 0), None as a dash."""
+    """A value for people: whole numbers in full, others to 4 decimals, None as a dash.
+
+    Small ones have 4 digits, and what is below 1e-9 is rounding, so 0.
+    """
     if value is None or value == "":
         return "—"
     if isinstance(value, bool) or not isinstance(value, int | float):
