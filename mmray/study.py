@@ -2,7 +2,7 @@
 
 runs/<name>/
     study.yaml          the resolved run, with its section tune
-    study.db            Optuna's storage, unless tune.storage says otherwise
+    study.db            Optuna's storage, unless tune.storage says otherwise; in a store, a copy of it
     study.json          every trial in plain values, as of the last change: what reports read
     best.yaml           the run of the best trial, as `mmray train` takes it
     trials/<number>/    the run folder of each trial
@@ -143,9 +143,16 @@ def trial_name(number: int, seed: int | None = None) -> str:
     return f"{number:04d}" if seed is None else f"{number:04d}-seed-{seed}"
 
 
+def number_of(name: str) -> int | None:
+    """The number of the trial whose run folder has this name; None where it is none's."""
+    number = name.partition("-")[0]
+    return int(number) if number.isdecimal() else None
+
+
 def trial_dirs(folder: Path, number: int) -> list[Path]:
     """The run folders of a trial that are there."""
-    return sorted((folder / "trials").glob(f"{trial_name(number)}*"))
+    found = (folder / "trials").glob(f"{trial_name(number)}*")
+    return sorted(run_dir for run_dir in found if number_of(run_dir.name) == number)
 
 
 def param_infos(space: Space) -> list[ParamInfo]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mmray import tuning
-from mmray.files import delete_leftovers
 from mmray.on_ray.plan import Plan
 from mmray.on_ray.search import Job, Search
 from mmray.on_ray.trial import Trial
@@ -31,26 +29,21 @@ def execute(search: Search, placed: Plan, data: dict[str, Path], verbose: bool) 
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths of a run file are from here
     if not verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of trials that failed, the search says why itself
-    delete_leftovers(search.folder)
-    scratch = Path(tempfile.mkdtemp(dir=search.folder, prefix=".deleted-"))  # that a killed search leaves is deleted
     executor = _Executor(search, placed, data)
     labels = dict(placed.resources.train.labels)
     at = {"bundle_label_selector": [labels] * placed.num_workers} if labels else {}
     bundles = tune.PlacementGroupFactory([placed.worker_resources] * placed.num_workers, **at)
-    tuner = tune.Tuner(
-        tune.with_resources(Trial, bundles),
-        tune_config=tune.TuneConfig(num_samples=-1, search_alg=executor, scheduler=_Judge(executor), reuse_actors=True),
-        run_config=tune.RunConfig(
+    settings = tune.TuneConfig(num_samples=-1, search_alg=executor, scheduler=_Judge(executor), reuse_actors=True)
+    # Tune needs a place for its own notes only, and only here: without checkpoints of its own no other node writes any.
+    with tempfile.TemporaryDirectory(prefix="mmray-", ignore_cleanup_errors=True) as scratch:
+        run_config = tune.RunConfig(
             name="trials",
-            storage_path=str(scratch.absolute()),
+            storage_path=scratch,
             verbose=2 if verbose else 0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    )
-    try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        )
+        trainable = tune.with_resources(Trial, bundles)
+        tune.Tuner(trainable, tune_config=settings, run_config=run_config).fit()
     if search.why_stopped:
         raise ValueError(search.why_stopped)
 

@@ -7,6 +7,7 @@ What a batch needs on its way through the model comes on top.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from mmray import config, lookup, tuning
 from mmray.console import say
 from mmray.on_ray import runtime
 from mmray.on_ray.machines import Cluster, cluster_of_ray, read_cluster
-from mmray.on_ray.samplers import num_samples
 from mmray.schema import DatasetInfo
 from mmray.tasks import build
 
@@ -156,10 +156,15 @@ def plan_workers(resources: config.Resources, cpus: float, gpus: float) -> dict[
 
 def plan_for(run: config.Run, nodes: Path | None = None, verbose: bool = False) -> Plan:
     """Place a run on the machines of a file, or of the cluster that is there; nothing else is started."""
-    samples = num_samples(run, tuning.space_of(run)) if run.tune else 1
+    samples = 1
+    if run.tune:
+        from mmray.on_ray.samplers import num_samples
+
+        samples = num_samples(run, tuning.space_of(run))
     if nodes is not None:
         return plan(run, read_cluster(nodes), samples)
-    runtime.start(verbose)
+    if not os.environ.get("MMRAY_CLUSTER"):  # else a file describes that of Ray too
+        runtime.start(verbose)
     return plan(run, cluster_of_ray(), samples)
 
 

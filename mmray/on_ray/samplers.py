@@ -1,15 +1,13 @@
-"""From the section `tune` to Optuna's storages, samplers and pruners; and what does not go together, and why."""
+"""From the section `tune` to Optuna's samplers and pruners; and what does not go together, and why."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 import optuna
-import sqlalchemy
 from optuna.samplers import BaseSampler
 
 from mmray import config, population
@@ -94,49 +92,6 @@ def _check_pbt(run: config.Run, space: Space) -> None:
                 f"tune.sampler=pbt hands weights and the optimiser's state on from trial to trial: {param.key} can't "
                 f"change on the way; keep to other keys of train, or tune.sampler=tpe"
             )
-
-
-def open_storage(run: config.Run, folder: Path, directions: Sequence[str], is_new: bool) -> optuna.Study:
-    """The study of a search in its storage; ValueError where a new search finds another's trials there."""
-    assert run.tune is not None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=storage_of(run.tune.storage, folder),
-        study_name=run.name,
-        directions=[{"max": "maximize", "min": "minimize"}[direction] for direction in directions],
-        load_if_exists=True,
-    )
-    if is_new and study.get_trials(deepcopy=False):
-        raise ValueError(
-            f"tune.storage={run.tune.storage} holds trials of another search called {run.name}; give this one a name "
-            f"of its own, --set name=..."
-        )
-    return study
-
-
-def storage_of(storage: str, folder: Path) -> optuna.storages.BaseStorage:
-    """The storage that `tune.storage` means for the study in `folder`."""
-    if storage == "sqlite":
-        found = optuna.storages.RDBStorage(f"sqlite:///{(folder / 'study.db').absolute()}")
-        sqlalchemy.event.listen(found.engine, "connect", _write_ahead)
-        found.engine.dispose()  # the connections that were made before
-        return found
-    if storage == "journal":
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
-        return optuna.storages.JournalStorage(backend)
-    try:
-        return optuna.storages.RDBStorage(storage)
-    except Exception as error:  # whatever the driver of a database may raise
-        raise ValueError(f"tune.storage={storage}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
-
-
-def _write_ahead(connection: Any, _: Any) -> None:
-    """Have SQLite wait for the disk once in a while, not at each of the ten writes of a trial: twice as fast.
-
-    A killed process loses nothing by it; a machine that loses power may lose the last writes.
-    """
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def make_sampler(settings: config.Sampler, seed: int, concurrency: int, samples: int) -> BaseSampler:

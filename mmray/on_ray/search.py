@@ -3,10 +3,15 @@
 Everything that must outlive this process is in the study's storage and in the run folders of the trials. What a trial
 is given depends on the sampler's seed, the trial's number and the trials before it, not on how often the search was
 stopped: each trial gets a sampler with a seed of its own.
+
+A study in a store is worked on on this machine. It is brought there before a trial begins, and when one has ended
+before its checkpoints may be deleted. So whatever a kill loses of it is found again in the run folder of a trial that
+the study knows: that trial only seems to be under way, its epochs are told once more, and it ends as it did.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -22,7 +27,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mmray import config, population, study
 from mmray.files import delete_folder, write_text
-from mmray.on_ray.samplers import make_pruner, make_sampler, num_samples, open_storage, suggest
+from mmray.on_ray.samplers import make_pruner, make_sampler, num_samples, suggest
+from mmray.on_ray.study_storage import Storage, open_study
+from mmray.storage import files_below
 from mmray.study import StudyInfo, TrialInfo
 from mmray.tuning import Space, Values, grid, points, run_of, walk
 
@@ -75,7 +82,8 @@ class Search:
         self._points = list(grid(space)) if self.settings.sampler.name == "grid" else points(run, space)
         self.samples = num_samples(run, space)
         is_new = not (folder / "study.json").exists()
-        self._study = open_storage(run, folder, list(objectives.values()), is_new)
+        self._storage = Storage(self.settings.storage, folder)
+        self._study = open_study(self._storage, run.name, list(objectives.values()), is_new)
         self._study.pruner = make_pruner(self.settings.stopper, run.train.epochs)
         self._deadline = time.monotonic() + (self.settings.time_budget_s or math.inf)
         self._active: dict[int, optuna.trial.Trial] = {}
@@ -88,7 +96,12 @@ class Search:
             else:  # the search was killed while it was being drawn: it is none
                 self._study.tell(trial.number, state=TrialState.FAIL)
         self._num_drawn = len(self._trials())
+        files = (folder / "trials").glob("*/checkpoints/*/*")
+        self._with_checkpoints = {study.number_of(file.parents[2].name) for file in files}
+        self._disk_bytes, self._look_again_at = 0, 0.0
+        self._storage.keep()
         self.write()  # from here on the trials in the storage are this search's
+        self._delete_checkpoints()
 
     # What comes next
 
@@ -127,6 +140,7 @@ class Search:
         job = self._job(trial.number, trial.user_attrs)
         self._epochs[job.number] = job.runs[0].train.epochs
         self._watcher.begins(job.number, job.values)
+        self._storage.keep()
         self.write()
         return job
 
@@ -264,6 +278,8 @@ class Search:
 
     def _end(self, number: int) -> None:
         self._active.pop(number, None)
+        self._with_checkpoints.add(number)
+        self._storage.keep()  # before that goes by which it would be found again
         self._delete_checkpoints()
         info = self.write()
         self._watcher.ends(info.trial(number))
@@ -289,14 +305,20 @@ class Search:
         trials = self._trials()
         if self.settings.sampler.name == "pbt":
             keep |= {trial.number for trial in trials[-2 * self._population :]}
-        for trial in trials:
-            if trial.state.is_finished() and trial.number not in keep:
-                for run_dir in study.trial_dirs(self.folder, trial.number):
-                    if (run_dir / "checkpoints").exists():
-                        delete_folder(run_dir / "checkpoints")
+        finished = {trial.number for trial in trials if trial.state.is_finished()}
+        for number in self._with_checkpoints & finished - keep:
+            for run_dir in study.trial_dirs(self.folder, number):
+                for state in run_dir.glob("checkpoints/*/state.json"):
+                    state.unlink(missing_ok=True)  # first, for in a store they do not go all at once
+                if (run_dir / "checkpoints").exists():
+                    delete_folder(run_dir / "checkpoints")
+            self._with_checkpoints.remove(number)
 
-    def write(self, importances: bool = False) -> StudyInfo:
-        """Write `study.json`, and `best.yaml` where there is a best trial; return what is known."""
+    def write(self, at_end: bool = False) -> StudyInfo:
+        """Write `study.json`, and `best.yaml` where there is a best trial; return what is known.
+
+        `at_end`: with the importances of parameters, and with the size on disk as it is now.
+        """
         best = self._best()
         info = StudyInfo(
             name=self.run.name,
@@ -305,13 +327,24 @@ class Search:
             params=study.param_infos(self.space),
             trials=[self._info(trial) for trial in self._trials()],
             best=[trial.number for trial in best],
-            importances=self._importances() if importances else {},
-            disk_bytes=sum(f.stat().st_size for f in (self.folder / "trials").rglob("*") if f.is_file()),
+            importances=self._importances() if at_end else {},
+            disk_bytes=self._size(afresh=at_end),
         )
         study.write_info(self.folder, info)
         if best and best[0].number != self._written_best:
             self._write_best(best[0], info)
         return info
+
+    def _size(self, afresh: bool) -> int:
+        """Bytes of all trials, as of a while ago: to look takes no more than a hundredth of the time."""
+        began = time.monotonic()
+        if afresh or began >= self._look_again_at:
+            self._disk_bytes = 0
+            for file in files_below(self.folder / "trials"):
+                with contextlib.suppress(FileNotFoundError):  # of a checkpoint that has gone meanwhile
+                    self._disk_bytes += file.stat().st_size
+            self._look_again_at = began + 100 * (time.monotonic() - began)
+        return self._disk_bytes
 
     def _write_best(self, trial: FrozenTrial, info: StudyInfo) -> None:
         self._written_best = trial.number

@@ -13,7 +13,6 @@ import queue
 import shutil
 import socket
 import statistics
-import tempfile
 import threading
 import time
 import traceback
@@ -28,8 +27,9 @@ from ray import tune
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mmray import config, prepared
-from mmray.files import locked, publish_folder, write_text
+from mmray.files import locked, write_text, written_folder
 from mmray.on_ray.train import set_up_process
+from mmray.storage import at, fetched
 from mmray.tasks import Task, build, monitored
 from mmray.training import checkpoint, feed, run_folder
 from mmray.training.checkpoint import TrainState
@@ -46,18 +46,21 @@ class Stopped(Exception):
 
 
 class Trial(tune.Trainable):
-    """Each step is an epoch of the trial's first seed; the last step is its outcome."""
+    """Each step is an epoch of the trial's first seed; the last step is its outcome.
+
+    Nothing is trained before the first step: while this process is being made, Tune may give its trial to another.
+    """
 
     def setup(self, config: dict[str, str]) -> None:
-        """Begin the first trial of this process; `config["job"]` is its `Settings` as JSON."""
+        """Have the first trial of this process; `config["job"]` is its `Settings` as JSON."""
         self._peers: list[Any] = []
-        self._begin(json.loads(config["job"]))
+        self._take(json.loads(config["job"]))
 
     def reset_config(self, new_config: dict[str, str]) -> bool:
-        """End the trial before, if it was stopped, and begin another in the same processes."""
+        """End the trial before, if it was stopped, and have another in the same processes."""
         self._end()
         ray.get(self._at_work)
-        self._begin(json.loads(new_config["job"]))
+        self._take(json.loads(new_config["job"]))
         return True
 
     def cleanup(self) -> None:
@@ -71,7 +74,9 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The next report of the trial. A mistake in what was tried is one too; raises where a process was lost."""
-        if self._asked:
+        if self._thread.ident is None:
+            self._begin()
+        elif self._asked:
             self._answers.put(True)
         found = self._next_report()
         if isinstance(found, BaseException):
@@ -80,7 +85,7 @@ class Trial(tune.Trainable):
         self._asked = "epoch" in found
         return found | {"done": not self._asked}
 
-    def _begin(self, job: Settings) -> None:
+    def _take(self, job: Settings) -> None:
         if job["size"] > 1 and not self._peers:
             self._gather(job)
         self._reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -89,8 +94,11 @@ class Trial(tune.Trainable):
         self._thread = threading.Thread(
             target=self._train, args=(job, self._reports, self._answers), name="mmray-trial", daemon=True
         )
+        self._job, self._at_work = job, list[Any]()
+
+    def _begin(self) -> None:
         self._thread.start()
-        self._at_work = [peer.train.remote(job, rank) for rank, peer in enumerate(self._peers, 1)]
+        self._at_work = [peer.train.remote(self._job, rank) for rank, peer in enumerate(self._peers, 1)]
 
     def _train(self, job: Settings, reports: queue.SimpleQueue[Any], answers: queue.SimpleQueue[bool]) -> None:
         def judge(epoch: int, metrics: dict[str, float]) -> bool:
@@ -104,7 +112,7 @@ class Trial(tune.Trainable):
         except BaseException as error:
             run = job["runs"][0]
             try:
-                write_text(Path(run["out"]) / run["name"] / "error.txt", traceback.format_exc())
+                write_text(at(run["out"]) / run["name"] / "error.txt", traceback.format_exc())
             finally:
                 reports.put(error)
 
@@ -205,7 +213,7 @@ def train_job(job: Settings, rank: int, judge: Judge) -> dict[str, float]:
 
 
 def _train_run(run: config.Run, job: Settings, rank: int, judge: Judge) -> dict[str, float]:
-    folder, run_dir = Path(job["folder"]), run.run_dir
+    folder, run_dir = at(job["folder"]), run.run_dir
     info = prepared.read_info(folder)
     task = build(run, info)
     device = torch.device("cuda" if job["use_gpu"] else "cpu")
@@ -215,7 +223,7 @@ def _train_run(run: config.Run, job: Settings, rank: int, judge: Judge) -> dict[
         if rank == 0:
             run_folder.open_run(run, info)
             if job["parent"] and not run_folder.is_begun(run_dir):
-                _inherit(Path(job["parent"]), run_dir)
+                _inherit(at(job["parent"]), run_dir)
         report = _Report(judge, rank, job["until_epoch"])
         context = Context(run_dir, device, rank, job["size"], report)
         context.wait_for_all()  # for what rank 0 has written
@@ -269,12 +277,11 @@ def _inherit(parent: Path, run_dir: Path) -> None:
     """Begin a run with the last checkpoint of another, and with its log."""
     state = checkpoint.last(parent)
     assert state is not None  # the search has seen it finished
-    root = run_dir / "checkpoints"
-    root.mkdir(exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=root, prefix=".writing-"))
-    shutil.copytree(checkpoint.folder_of(parent, state.step), aside, dirs_exist_ok=True)
     write_text(run_dir / "metrics.jsonl", (parent / "metrics.jsonl").read_text(encoding="utf-8"))
-    publish_folder(aside, checkpoint.folder_of(run_dir, state.step))
+    with written_folder(checkpoint.folder_of(run_dir, state.step)) as aside:
+        for file in checkpoint.folder_of(parent, state.step).glob("*"):
+            with fetched(file) as here:
+                shutil.copyfile(here, aside / file.name)
 
 
 def _measured(run: config.Run, task: Task, folder: Path, device: torch.device, with_latency: bool) -> dict[str, float]:

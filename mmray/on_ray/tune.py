@@ -16,7 +16,6 @@ from mmray.on_ray.prepare import prepare
 from mmray.on_ray.search import FACTS, Search
 from mmray.on_ray.train import check_rows
 from mmray.on_ray.trial_table import TrialTable
-from mmray.storage import is_remote
 from mmray.study import StudyInfo
 from mmray.tasks import Task, build, monitored
 from mmray.training import phases
@@ -29,11 +28,6 @@ def tune(run: config.Run, verbose: bool = False) -> Path:
     cluster is too small; and where all trials fail.
     """
     space, folder = tuning.space_of(run), run.run_dir
-    if is_remote(folder):
-        raise ValueError(
-            f"out={run.out!r}: a search has to lie in a folder that all nodes share, for its trials write to one "
-            f"database; set out to one (--set out=/shared/runs). Its corpus and prepared data may be in a store"
-        )
     with locked(folder.with_name(f".{folder.name}.lock"), f"searching in {folder}", wait=False):
         data = {tuning.data_key(variant): prepare(variant, verbose) for variant in tuning.data_variants(run, space)}
         info = prepared.read_info(next(iter(data.values())))
@@ -56,7 +50,7 @@ def tune(run: config.Run, verbose: bool = False) -> Path:
                 from mmray.on_ray.executor import execute  # imports Ray, which reads its settings when it is imported
 
                 execute(search, placed, data, verbose)
-        _say_outcome(search.write(importances=True), search, folder)
+        _say_outcome(search.write(at_end=True), search, folder)
     return folder
 
 

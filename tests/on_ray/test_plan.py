@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +190,22 @@ def test_cluster_is_read_from_a_file(tmp_path: Path) -> None:
     assert "did you mean 'cpus'?" in str(caught.value)
     with pytest.raises(ValueError, match=r"none\.yaml: cannot be read"):
         read_cluster(tmp_path / "none.yaml")
+
+
+def test_described_cluster_needs_neither_ray_nor_optuna(tmp_path: Path) -> None:
+    """Of a run without a search; by MMRAY_CLUSTER as by --cluster."""
+    (tmp_path / "run.yaml").write_text(run_with().to_yaml())
+    (tmp_path / "nodes.yaml").write_text("- {cpus: 3, memory_gb: 64}\n")
+    code = f"""
+import sys
+sys.modules.update({{"ray": None, "optuna": None, "sqlalchemy": None}})
+sys.argv = ["mmray", "plan", {str(tmp_path / "run.yaml")!r}]
+from mmray.cli import main
+main()
+"""
+    environment = os.environ | {"MMRAY_CLUSTER": str(tmp_path / "nodes.yaml")}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ended.stdout.startswith("cluster: 1 x 3 CPUs, 0 GPUs, 64.0 GB\nworkers: 1 x "), ended.stderr
 
 
 def test_plan_of_the_command_line(tmp_path: Path) -> None:

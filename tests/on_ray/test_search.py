@@ -214,7 +214,7 @@ def test_grid_tries_every_point_once(make: Make) -> None:
 def test_importances_tell_what_matters(make: Make) -> None:
     search = open_search(make(LR | {"train.clip_norm": {"uniform": [1, 2]}}, samples=20, sampler="random"))
     finish(search)
-    shares = search.write(importances=True).importances["val/gap"]
+    shares = search.write(at_end=True).importances["val/gap"]
     assert shares["train.optimizer.lr"] > 0.7 > 0.3 > shares["train.clip_norm"]
 
 

@@ -15,81 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_search import LR, new_process, scores, searched_here, small_sections
 
-from mmray import config, study, tuning
-from mmray.datasets.synthetic import youtube8m
-from mmray.on_ray import samplers
-from mmray.on_ray.machines import Cluster, Node
-from mmray.on_ray.plan import plan
+from mmray import config, study
 from mmray.on_ray.prepare import prepare
-from mmray.on_ray.search import Search, Watcher
 from mmray.on_ray.tune import tune
 from mmray.prepared import read_info
 from mmray.tasks import build
 from mmray.training import checkpoint, feed, run_folder
 from mmray.training.context import Context
 from mmray.training.loop import fit
-from mmray.training.run_folder import read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_runtime")]
-LR = {"train.optimizer.lr": {"loguniform": ["1e-3", "1e-1"]}}
+Make = Callable[..., config.Run]
 
 
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A small mixture of experts over 601 videos."""
-    corpus = tmp_path_factory.mktemp("corpus")
-    made = youtube8m.Config(num_videos=601, num_classes=8, rgb_size=12, audio_size=4, videos_per_shard=300)
-    youtube8m.generate(corpus, made, lambda done, total: None)
-    features = {"mean_rgb": 12, "mean_audio": 4}
-    return {
-        "task": "video_classification",
-        "dataset": {"name": "youtube8m", "path": str(corpus), "level": "video", "num_classes": 8, "features": features},
-        "model": {"name": "moe", "num_experts": 2},
-        "prepare": {"part_mb": 1},
-        "train": {"epochs": 3, "batch_size": 50, "precision": "fp32", "log_every_steps": 4},
-        "resources": {"max_failures": 0},
-    }
-
-
-Make = Callable[..., config.Run]
+    return small_sections(tmp_path_factory.mktemp("corpus"))
 
 
 def searched(run: config.Run) -> study.StudyInfo:
     return study.read_info(tune(run))
-
-
-def searched_here(run: config.Run, objectives: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> study.StudyInfo:
-    """The same search without Ray: the trials one after another in this process."""
-    from mmray.on_ray import executor, trial  # after Ray was started, for they import it
-
-    monkeypatch.setattr(trial, "set_up_process", lambda device, num_threads: None)  # it would last for other tests
-    space = tuning.space_of(run)
-    data = {tuning.data_key(variant): prepare(variant) for variant in tuning.data_variants(run, space)}
-    samplers.check(run, space, list(objectives))
-    placed = plan(run, Cluster(nodes=[Node(cpus=1)]))
-    search = Search(run, space, study.open_study(run), objectives, 1, Watcher())
-    process = None
-    while (job := search.next()) is not None:
-        settings = {"job": json.dumps(executor.job_settings(job, placed, data, list(objectives)))}
-        if process is None:
-            process = new_process(settings, run.run_dir, monkeypatch)
-        else:
-            assert process.reset_config(settings)
-        while not (report := process.step())["done"]:
-            assert search.report(job.number, report["epoch"], json.loads(report["metrics"]))
-        executor.conclude(search, job.number, report)
-    return search.write(importances=True)
-
-
-def new_process(settings: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What Ray Tune starts as a process, in this one; its own files go to `folder`, not to the home."""
-    from ray.tune.trainable import trainable
-
-    from mmray.on_ray.trial import Trial
-
-    monkeypatch.setattr(trainable, "DEFAULT_STORAGE_PATH", str(folder))
-    return Trial(config=settings)
 
 
 def plain_fit(run: config.Run) -> list[float]:
@@ -100,10 +47,6 @@ def plain_fit(run: config.Run) -> list[float]:
     task = build(run, info)
     fit(run, task, *feed.tables(run, task, folder, context), context)
     return scores(run.run_dir)
-
-
-def scores(run_dir: Path) -> list[float]:
-    return [line["val/gap"] for line in read_log(run_dir) if line["event"] == "epoch"]
 
 
 def test_search_over_models_leaves_what_it_found(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +121,7 @@ def side_by_side(folder: Path) -> dict[str, float | None]:
     return found
 
 
-def test_what_fails_is_told_and_the_search_goes_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_is_told_and_the_search_goes_on(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A loss that is not finite, a batch larger than the corpus, and trials that are well."""
     space = {
         "train.optimizer.lr": {"choice": [0.01, 1e38]},
@@ -186,7 +129,7 @@ def test_what_fails_is_told_and_the_search_goes_on(make: Make, monkeypatch: pyte
     }
     sgd = {"optimizer": {"name": "sgd"}, "epochs": 1}
     run = make("failing", train=sgd, tune={"space": space, "sampler": "grid"})
-    info = searched_here(run, {"val/gap": "max"}, monkeypatch)
+    info = searched_here(run, {"val/gap": "max"}, monkeypatch, tmp_path)
     states = {(t.values["train.optimizer.lr"], t.values["train.batch_size"]): t for t in info.trials}
     assert states[0.01, 50].state == "complete"
     assert [t.state for t in info.trials].count("failed") == 3
@@ -237,6 +180,20 @@ def processes_of_ray(title: bytes) -> list[int]:
     return found
 
 
+def test_process_that_is_asked_for_no_epoch_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune gives a trial to a process that is free, also where one that it asked for is just being set up."""
+    from mmray.on_ray import trial as of_trial
+
+    trained = []
+    monkeypatch.setattr(of_trial, "train_job", lambda job, rank, judge: trained.append(job["number"]))
+    job = {"size": 1, "runs": [{"out": str(tmp_path), "name": "0000"}]}
+    process = new_process({"job": json.dumps(job | {"number": 0})}, tmp_path, monkeypatch)
+    process.cleanup()
+    assert process.reset_config({"job": json.dumps(job | {"number": 1})})
+    assert process.step()["done"]
+    assert trained == [1]
+
+
 def test_trial_that_runs_out_of_memory_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process is well, and takes the next trial."""
     from mmray.on_ray import trial as of_trial
@@ -282,7 +239,9 @@ def test_workers_are_replaced_after_a_failure(make: Make) -> None:
     assert info.trial(0).reason.startswith("FloatingPointError: train/loss became")
 
 
-def test_several_objectives_over_seeds_give_a_front(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_objectives_over_seeds_give_a_front(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     objectives = {"val/gap": "max", "num_parameters": "min", "latency_ms": "min"}
     run = make(
         "front",
@@ -295,7 +254,7 @@ def test_several_objectives_over_seeds_give_a_front(make: Make, monkeypatch: pyt
             "sampler": "nsga2",
         },
     )
-    info = searched_here(run, objectives, monkeypatch)
+    info = searched_here(run, objectives, monkeypatch, tmp_path)
     for trial in info.trials:
         experts = int(trial.values["model.num_experts"] or 0)
         assert trial.objectives["num_parameters"] == 8 * (16 * (2 * experts + 1) + experts)
@@ -313,13 +272,13 @@ def test_several_objectives_over_seeds_give_a_front(make: Make, monkeypatch: pyt
     assert set(info.best) == front
 
 
-def test_population_hands_weights_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_population_hands_weights_on(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "space": LR,
         "sampler": {"name": "pbt", "population": 3, "interval_epochs": 1, "quantile": 0.34},
     }
     run = make("population", tune=settings)
-    info = searched_here(run, {"val/gap": "max"}, monkeypatch)
+    info = searched_here(run, {"val/gap": "max"}, monkeypatch, tmp_path)
     assert [trial.state for trial in info.trials] == ["complete"] * 9
     for trial in info.trials:
         generation, member = divmod(trial.number, 3)
