@@ -1,22 +1,25 @@
 """Decoding, resizing and preparing images, against Pillow, torch's DataLoader and ray.data.read_images.
 
     taskset -c 0 python benchmarks/images.py decode [--rounds 9] [--images FOLDER ...]
-    python benchmarks/images.py read [--number 6000] [--rounds 3]
+    python benchmarks/images.py read [--number 6000] [--rounds 3] [--covers FOLDER]
 
 `decode`, one thread: JPEG files to 224 x 224 x 3 bytes. CPU time of the process, all methods in turn, medians of the
 rounds; ratios are medians over the rounds. Two sets of 200 made-up images (300 x 300, and 500 x 375 and the like), or
 the JPEG files below each FOLDER. Limit: decoding alone.
 
 `read`, 2 processes: as many made-up covers as files in folders, wall time, in turn. mmray's parts as Ray Data tasks,
-rows made and counted; a DataLoader of 2 workers with torchvision's decoder and resizing; read_images; and mmray's whole
-preparation, Parquet written. The first round, in which workers start and import torch, does not count.
+rows made and counted, of parts that are planned as the DataLoader's paths are listed: before; a DataLoader of 2 workers
+with torchvision's decoder and resizing; read_images; and mmray's whole preparation, planned each time, Parquet written.
+Ray's workers are as nice as the DataLoader's. The first round, in which workers start and import torch, does not count.
+`--covers` keeps the covers in a folder, for the next time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
-import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -35,6 +38,7 @@ from mmray.datasets.synthetic import album_covers, pets
 from mmray.features import images
 
 SIZE = 224
+PART_MB = 8  # Ray Data looks for tasks that ended every 0.1 s, which one of 2 MB takes
 SETTINGS = images.Settings(size=(SIZE, SIZE))
 
 
@@ -128,22 +132,24 @@ def read_by_ray(folder: Path, number: int) -> None:
     assert sum(len(batch["image"]) for batch in data.iter_batches(batch_size=64)) == number
 
 
-def read_by_mmray(run: config.Run, number: int) -> None:
+def read_by_mmray(plan: preparation.Plan, number: int) -> None:
     """Rows of all parts as Ray Data tasks, in Arrow, brought here as the other two bring theirs."""
     import pyarrow as pa
     import ray.data
 
-    parts, values = preparation.plan(run).parts, run.to_dict()
+    values = plan.run.to_dict()
 
     def read(batch: dict[str, Any]) -> Any:
         run = config.from_dict(values)
         dataset = lookup.load("dataset", "album_covers")
-        for source in itertools.chain.from_iterable(parts[part].sources for part in batch["id"]):
+        for source in (s for part in batch["part"] for s in preparation.Part.from_json(part).sources):
             for rows in dataset.read(run.dataset, source, print):
                 yield pa.table({"image": rows.column("image")})
 
-    data = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(read, batch_size=1)
-    assert sum(batch.num_rows for batch in data.iter_batches(batch_size=64, batch_format="pyarrow")) == number
+    items = [{"part": part.to_json()} for part in plan.parts]
+    parts = ray.data.from_items(items, override_num_blocks=len(items))
+    batches = parts.map_batches(read, batch_size=1).iter_batches(batch_size=64, batch_format="pyarrow")
+    assert sum(batch.num_rows for batch in batches) == number
 
 
 def prepare_by_mmray(run: config.Run, number: int) -> None:
@@ -153,34 +159,38 @@ def prepare_by_mmray(run: config.Run, number: int) -> None:
     from mmray.prepared import read_info
 
     shutil.rmtree(run.prepare.out, ignore_errors=True)
-    assert read_info(prepare(run)).rows_out == number
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        folder = prepare(run)
+    assert read_info(folder).rows_out == number
 
 
-def read(number: int, rounds: int) -> None:
+def read(number: int, rounds: int, covers: Path | None) -> None:
     from mmray.on_ray import runtime
 
+    os.environ.setdefault("RAY_worker_niceness", "0")
+
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
+        root, covers = Path(name), covers or Path(name) / "covers"
         made = album_covers.Config(num_images=number, size=300)
         began = time.perf_counter()
-        album_covers.generate(root / "covers", made, lambda done, total: None)
+        album_covers.generate(covers, made, lambda done, total: None)
         print(f"  made {number:,} covers: {number / (time.perf_counter() - began):,.0f} images/s in one process")
         run = config.from_dict(
             {
                 "name": "images", "task": "video_classification", "model": "logistic",
-                "dataset": {"name": "album_covers", "path": str(root / "covers"), "image": {"size": SIZE}},
-                "prepare": {"out": str(root / "prepared"), "part_mb": 2},
+                "dataset": {"name": "album_covers", "path": str(covers), "image": {"size": SIZE}},
+                "prepare": {"out": str(root / "prepared"), "part_mb": PART_MB},
             }
         )  # fmt: skip
         began = time.perf_counter()
         plan = preparation.plan(run)
         print(f"  listed, compared and divided in {time.perf_counter() - began:.2f} s, {len(plan.parts)} parts")
-        paths = sorted(str(path) for path in (root / "covers").glob("*/*.jpg"))
+        paths = sorted(str(path) for path in covers.glob("*/*.jpg"))
         runtime.start()
         methods: dict[str, Callable[[], object]] = {
-            "mmray by Ray Data": lambda: read_by_mmray(run, number),
+            "mmray by Ray Data": lambda: read_by_mmray(plan, number),
             "DataLoader, 2 workers": lambda: read_by_loader(paths),
-            "ray.data.read_images": lambda: read_by_ray(root / "covers", number),
+            "ray.data.read_images": lambda: read_by_ray(covers, number),
             "mmray prepare": lambda: prepare_by_mmray(run, number),
         }
         timed(methods, time.perf_counter, 1)
@@ -193,11 +203,12 @@ def main() -> None:
     parser.add_argument("what", choices=["decode", "read"])
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--number", type=int, default=6_000)
+    parser.add_argument("--covers", type=Path)
     parser.add_argument("--images", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "read":
-        read(arguments.number, arguments.rounds or 3)
+        read(arguments.number, arguments.rounds or 3, arguments.covers)
         return
     found = {str(f): [path.read_bytes() for path in sorted(f.rglob("*.jpg"))[:200]] for f in arguments.images}
     for name, files in (found or made_up()).items():

@@ -7,6 +7,7 @@ folder gets its `dataset.json` and its name: the hash of everything that it depe
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from mmray import config, lookup
 from mmray.datasets import Rejected, Source
@@ -45,6 +46,20 @@ class Part:
     def name(self) -> str:
         """Stem of the part's files."""
         return f"part-{self.index:05d}"
+
+    def to_json(self) -> str:
+        """All of it, for the task that reads it."""
+        return _adapter().dump_json(self).decode()
+
+    @staticmethod
+    def from_json(text: str) -> Part:
+        """The part that `to_json` wrote."""
+        return _adapter().validate_json(text)
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Part]:
+    return TypeAdapter(Part)
 
 
 class PartNote(BaseModel):

@@ -194,7 +194,14 @@ class RemotePath(PurePosixPath):
 
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         """All of it, as text; UTF-8 unless said otherwise."""
-        with io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding or "utf-8", errors) as file:
+
+        def read() -> bytes:
+            data, now = self.read_bytes(), _ask(self)
+            if now is not None and now.st_size != len(data):  # reports and logs are written anew while others read them
+                raise ConnectionError(errno.EIO, "it was replaced while it was read", str(self))
+            return data
+
+        with io.TextIOWrapper(io.BytesIO(steadily(str(self), read)), encoding or "utf-8", errors) as file:
             return file.read()
 
     def download(self, to: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mmray import config, preparation, prepared
+from mmray.datasets import Source
 from mmray.features.tfrecord_write import encode_example, encode_sequence_example, write_tfrecord
 from mmray.preparation import BadInputError
 from mmray.prepared import SplitReader
@@ -70,6 +71,13 @@ def prepare(run: config.Run) -> tuple[Path, DatasetInfo]:
 def ids(folder: Path, info: DatasetInfo, split: str) -> list[str]:
     reader = SplitReader(folder, info.split(split), ("id",))
     return [name for t in reader.batches(0, info.split(split).rows, 7) for name in t.column("id").to_pylist()]
+
+
+def test_part_reaches_its_task_unchanged() -> None:
+    note = json.dumps(["", [['Motörhead/"1".jpg', "g", None, 0, ""]]])
+    bare, whole = Source("a/train00", None, 0), Source("a/ü.jpg", "train", 1 << 40, ("a/b.jpg", "a/c d.jpg"), note)
+    part = preparation.Part(3, (bare, whole))
+    assert preparation.Part.from_json(part.to_json()) == part
 
 
 def test_every_row_is_in_the_split_of_its_file(make_corpus: MakeCorpus) -> None:

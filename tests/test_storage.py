@@ -21,7 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from mmray import config, files, prepared, storage, stores
 from mmray.datasets._text_table import TextColumns, TextTable
 from mmray.features import word_vectors
-from mmray.storage import at
+from mmray.storage import RemotePath, at
 from mmray.training.run_folder import new_lines
 
 MakeRun = Callable[..., config.Run]
@@ -110,6 +110,19 @@ def test_reading_in_ranges_and_whole(store: Path) -> None:
         assert here == again
         assert here.read_bytes() == data
     assert not here.exists()
+
+
+def test_text_that_is_replaced_while_it_is_read_is_read_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (store / "log").write_text("two lines\nof text\n")
+    whole, times = RemotePath.read_bytes, [0]
+
+    def cut_once(path: RemotePath) -> bytes:
+        times[0] += 1
+        return whole(path)[: 5 if times[0] == 1 else None]
+
+    monkeypatch.setattr(RemotePath, "read_bytes", cut_once)
+    assert (store / "log").read_text() == "two lines\nof text\n"
+    assert times == [2]
 
 
 def test_statuses_change_with_what_is_written(store: Path, tmp_path: Path) -> None:

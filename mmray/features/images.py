@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PIXELS = 1 << 27  # more than this is an attack or a mistake: 400 MB decoded
-_EXACT_ROWS = 256  # of so many the squares of levels sum to less than 2^24: exact in float32
 
 # Signatures of formats: place, bytes, name, formats of Pillow that may read it.
 _FORMATS: tuple[tuple[int, bytes, str, tuple[str, ...]], ...] = (
@@ -259,7 +258,7 @@ def encode(image: torch.Tensor, settings: Settings) -> bytes:
     return bytes(encode_jpeg(image.contiguous(), settings.jpeg_quality).numpy())
 
 
-def decode_stored(stored: bytes, settings: Settings) -> torch.Tensor:
+def decode_stored(stored: bytes | memoryview, settings: Settings) -> torch.Tensor:
     """The pixels that a row has: uint8 (3, *size), contiguous in the order height, width, channel."""
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -273,13 +272,9 @@ def decode_stored(stored: bytes, settings: Settings) -> torch.Tensor:
 
 def channel_means(image: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and mean square of each channel, (3,) each, of a uint8 image (3, H, W) taken as 0 to 1."""
-    height, width = image.shape[1:]
-    rows = image.permute(1, 2, 0).contiguous().numpy().reshape(height, 3 * width).astype(np.float32)
-    sums, squares = np.zeros(3), np.zeros(3)
-    for part in np.split(rows, range(_EXACT_ROWS, height, _EXACT_ROWS)):
-        ones = np.ones(len(part), np.float32)
-        sums += (ones @ part).reshape(width, 3).sum(axis=0, dtype=np.float64)
-        np.multiply(part, part, out=part)  # in place: half the time of the whole
-        squares += (ones @ part).reshape(width, 3).sum(axis=0, dtype=np.float64)
-    mean, mean_square = sums / (255 * height * width), squares / (255**2 * height * width)
-    return mean.astype(np.float32), mean_square.astype(np.float32)
+    from mmray.features._channel_sums import channel_sums
+
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    sums, squares = channel_sums(pixels).astype(np.float64)
+    num_pixels = pixels.shape[0] * pixels.shape[1]
+    return (sums / (255 * num_pixels)).astype(np.float32), (squares / (255**2 * num_pixels)).astype(np.float32)

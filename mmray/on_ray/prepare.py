@@ -68,14 +68,16 @@ def _write_parts(run: config.Run, plan: preparation.Plan) -> list[PartNote]:
     values, parts, folder = run.to_dict(), plan.parts, plan.aside.absolute()
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
-        part: Part = parts[row["part"]]
+        part = Part.from_json(row["part"])
         try:
             note = preparation.write_part(config.from_dict(values), part, folder)
         except (ValueError, OSError) as error:  # an answer, not a failure of the task: no retry, no stack trace
             return {"part": part.index, "note": "", "bad": str(error), "full": disk.is_full(error)}
         return {"part": part.index, "note": note.model_dump_json(), "bad": "", "full": False}
 
-    rows_of_parts = runtime.ray_data().from_items([{"part": p.index} for p in parts], override_num_blocks=len(parts))
+    # Each row has its part: what `write` itself held would be read anew by every task.
+    items = [{"part": part.to_json()} for part in parts]
+    rows_of_parts = runtime.ray_data().from_items(items, override_num_blocks=len(parts))
     data = rows_of_parts.map(write, num_cpus=run.resources.data.cpus, **runtime.placement(run.resources.data))
     notes: dict[int, PartNote] = {}
     rows = rejected = 0
