@@ -148,7 +148,8 @@ def read_by_mmray(plan: preparation.Plan, number: int) -> None:
 
     items = [{"part": part.to_json()} for part in plan.parts]
     parts = ray.data.from_items(items, override_num_blocks=len(items))
-    batches = parts.map_batches(read, batch_size=1).iter_batches(batch_size=64, batch_format="pyarrow")
+    blocks = parts.map_batches(read, batch_size=1).iter_batches(batch_size=None, batch_format="pyarrow")
+    batches = (block.slice(start, 64) for block in blocks for start in range(0, block.num_rows, 64))  # no copies
     assert sum(batch.num_rows for batch in batches) == number
 
 
