@@ -217,6 +217,7 @@ def _work(settings: dict[str, Any]) -> str:
     from mmray.training import feed
     from mmray.training.context import Context
     from mmray.training.loop import fit
+    from mmray.training.trained import to_train
 
     run = config.from_dict(settings["run"])
     folder, run_dir = at(settings["folder"]), at(settings["run_dir"])
@@ -226,7 +227,7 @@ def _work(settings: dict[str, Any]) -> str:
     share = len(os.sched_getaffinity(0)) // ray_context.get_local_world_size()
     set_up_process(device, int(run.resources.cpus_per_worker or share))
     context = Context(run_dir, device, rank, world_size, report=ray.train.report, stopping=notice.is_given)
-    task = build(run, prepared.read_info(folder))
+    task = to_train(run, prepared.read_info(folder), run_dir)
     by_ray_data = functools.partial(_ray_data_tables, place=run.resources.data)
     read = by_ray_data if run.resources.feed == "ray_data" else prepared.train_tables
     state = fit(run, task, *feed.tables(run, task, folder, context, read), context)

@@ -30,11 +30,12 @@ from mmray import config, prepared
 from mmray.files import locked, write_text, written_folder
 from mmray.on_ray.train import set_up_process
 from mmray.storage import at, fetched
-from mmray.tasks import Task, build, monitored
+from mmray.tasks import Task, monitored
 from mmray.training import checkpoint, feed, run_folder
 from mmray.training.checkpoint import TrainState
 from mmray.training.context import Context
 from mmray.training.loop import fit
+from mmray.training.trained import to_train
 
 Settings = dict[str, Any]  # of a trial: see `mmray.on_ray.executor.job_settings`
 Judge = Callable[[int, dict[str, float]], bool]  # epochs that are finished, metrics -> whether to go on
@@ -215,7 +216,6 @@ def train_job(job: Settings, rank: int, judge: Judge) -> dict[str, float]:
 def _train_run(run: config.Run, job: Settings, rank: int, judge: Judge) -> dict[str, float]:
     folder, run_dir = at(job["folder"]), run.run_dir
     info = prepared.read_info(folder)
-    task = build(run, info)
     device = torch.device("cuda" if job["use_gpu"] else "cpu")
     # A worker of a search that was killed may not know it yet.
     lock = locked(run_dir / ".lock", f"training {run_dir}", wait=True)
@@ -228,6 +228,7 @@ def _train_run(run: config.Run, job: Settings, rank: int, judge: Judge) -> dict[
         context = Context(run_dir, device, rank, job["size"], report)
         context.wait_for_all()  # for what rank 0 has written
         report.begin(context)
+        task = to_train(run, info, run_dir)
         if not report.is_reached:
             with contextlib.suppress(_Reached):
                 fit(run, task, *feed.tables(run, task, folder, context), context)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from mmray import config
-from mmray.tasks import Batch, Task, build, monitored
+from mmray.tasks import Batch, Task, monitored
 from mmray.training import checkpoint, run_folder
 from mmray.training.checkpoint import TrainState
 from mmray.training.context import Context
@@ -41,7 +41,6 @@ from mmray.training.phases import (
     total_penalty,
     trained_parameters,
 )
-from mmray.training.trained import begun
 
 
 def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValTables, context: Context) -> TrainState:
@@ -56,7 +55,7 @@ def fit(run: config.Run, task: Task, train_tables: TrainTables, val_tables: ValT
     """
     torch.manual_seed(run.seed)
     state = checkpoint.last(context.run_dir) or TrainState()
-    model = (build(begun(run), task.info) if state.step else task).build_model().to(context.device)
+    model = task.build_model().to(context.device)
     check_patterns(run.train, model)
     optimizer = build_optimizer(run.train.optimizer, model)
     folder = checkpoint.folder_of(context.run_dir, state.step)

@@ -1,4 +1,4 @@
-"""A trained model, ready to predict."""
+"""A trained model, ready to predict or to be trained further."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from mmray import config
+from mmray.schema import DatasetInfo
 from mmray.tasks import Task, build
 from mmray.training import checkpoint, run_folder
 
@@ -17,6 +18,11 @@ def load(run: config.Run, run_dir: Path, step: int) -> tuple[Task, nn.Module]:
     model = task.build_model()
     checkpoint.load_model(checkpoint.folder_of(run_dir, step), model)
     return task, model.eval()
+
+
+def to_train(run: config.Run, info: DatasetInfo, run_dir: Path) -> Task:
+    """The task of a run that begins to train in `run_dir`, or goes on there."""
+    return build(begun(run) if checkpoint.last(run_dir) else run, info)
 
 
 def begun(run: config.Run) -> config.Run:

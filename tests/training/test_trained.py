@@ -8,8 +8,7 @@ import pytest
 from image_runs import image_run, prepared_folder, untrained_folder, write_corpus
 
 from mmray import config, prepared
-from mmray.tasks import build
-from mmray.training import checkpoint, feed, run_folder
+from mmray.training import checkpoint, feed, run_folder, trained
 from mmray.training.context import Context
 from mmray.training.loop import fit
 
@@ -17,7 +16,7 @@ from mmray.training.loop import fit
 def train(run: config.Run, data: Path) -> None:
     info = prepared.read_info(data)
     context = Context(run_folder.open_run(run, info))
-    task = build(run, info)
+    task = trained.to_train(run, info, context.run_dir)
     fit(run, task, *feed.tables(run, task, data, context), context)
 
 
